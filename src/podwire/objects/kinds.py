@@ -1,0 +1,25 @@
+"""The kinds podwire's own clients speak of, each with its place in the API and its view."""
+
+from __future__ import annotations
+
+from podwire.objects import apps, core
+from podwire.objects.meta import Kind
+
+POD = Kind("", "v1", "Pod", "pods", True, core.Pod)
+NODE = Kind("", "v1", "Node", "nodes", False, core.Node)
+NAMESPACE = Kind("", "v1", "Namespace", "namespaces", False, core.Namespace)
+SERVICE = Kind("", "v1", "Service", "services", True, core.Service)
+CONFIG_MAP = Kind("", "v1", "ConfigMap", "configmaps", True, core.ConfigMap)
+SECRET = Kind("", "v1", "Secret", "secrets", True, core.Secret)
+SERVICE_ACCOUNT = Kind("", "v1", "ServiceAccount", "serviceaccounts", True, core.ServiceAccount)
+EVENT = Kind("", "v1", "Event", "events", True, core.Event)
+DEPLOYMENT = Kind("apps", "v1", "Deployment", "deployments", True, apps.Deployment)
+REPLICA_SET = Kind("apps", "v1", "ReplicaSet", "replicasets", True, apps.ReplicaSet)
+STATEFUL_SET = Kind("apps", "v1", "StatefulSet", "statefulsets", True, apps.StatefulSet)
+DAEMON_SET = Kind("apps", "v1", "DaemonSet", "daemonsets", True, apps.DaemonSet)
+CONTROLLER_REVISION = Kind(
+    "apps", "v1", "ControllerRevision", "controllerrevisions", True, apps.ControllerRevision
+)
+JOB = Kind("batch", "v1", "Job", "jobs", True, apps.Job)
+CRON_JOB = Kind("batch", "v1", "CronJob", "cronjobs", True, apps.CronJob)
+LEASE = Kind("coordination.k8s.io", "v1", "Lease", "leases", True, apps.Lease)
