@@ -10,7 +10,7 @@
     │   └── UnsupportedError      this kernel or machine lacks the feature
     ├── AddressError          bad or overlapping CIDRs, no addresses left
     │   └── ExhaustedError
-    ├── RuntimeFailure        a sandbox, container or image could not be made to work
+    ├── ContainerError        a sandbox, container or image could not be made to work
     └── ApiError              a Kubernetes API answered with a Status (has code, reason, causes)
         ├── BadRequestError 400   ├── UnauthorizedError 401   ├── ForbiddenError 403
         ├── NotFoundError 404     ├── ConflictError 409       ├── AlreadyExistsError 409
@@ -85,7 +85,7 @@ class ExhaustedError(AddressError):
     pass
 
 
-class RuntimeFailure(PodwireError):
+class ContainerError(PodwireError):
     """`reason` is the Kubernetes Event reason (`FailedCreatePodSandBox`, `ErrImagePull`, ...)."""
 
     def __init__(self, message: str, *, reason: str = "Failed") -> None:

@@ -14,7 +14,11 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import msgspec
 
 
-class View(msgspec.Struct, rename="camel", omit_defaults=True, kw_only=True, frozen=True):
+# Inherited at run time; type checkers would want it repeated on every class.
+_FROZEN: dict[str, Any] = {"frozen": True}
+
+
+class View(msgspec.Struct, rename="camel", omit_defaults=True, kw_only=True, **_FROZEN):
     """Base of all typed views: camelCase on the wire, snake_case here, absent means default."""
 
 
