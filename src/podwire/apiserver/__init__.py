@@ -1,0 +1,1 @@
+"""Embedded Kubernetes API server: schemas, validation, store, watch, patch, discovery, tables."""
