@@ -13,7 +13,6 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 import msgspec
 
-
 # Inherited at run time; type checkers would want it repeated on every class.
 _FROZEN: dict[str, Any] = {"frozen": True}
 
