@@ -1,0 +1,44 @@
+"""Every netfilter table, base chain, priority and mark podwire owns, in one place.
+
+Services, policy, masquerade, mesh redirect and tracing meet on the same hooks; a feature takes its
+names and priorities from here, ARCHITECTURE.md prints this table, and a test fails on any table or
+base chain in a lab that it does not list. Names start with `podwire-`; nothing else is ever
+touched.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+
+@dataclass(frozen=True)
+class Hook:
+    """One base chain. `priority` is the number nft prints; lower runs first."""
+
+    owner: str
+    family: str
+    table: str
+    chain: str
+    hook: str
+    type: str
+    priority: int
+
+    def render(self) -> str:
+        """The chain's header, e.g. `type nat hook postrouting priority 100; policy accept;`."""
+        return f"type {self.type} hook {self.hook} priority {self.priority}; policy accept;"
+
+
+MASQUERADE_TABLE: Final = "podwire-masquerade"
+KUBENET_TABLE: Final = "podwire-kubenet"
+IMPAIR_TABLE: Final = "podwire-impair"
+
+SRCNAT: Final = 100
+
+MASQUERADE: Final = Hook(
+    "cni", "inet", MASQUERADE_TABLE, "postrouting", "postrouting", "nat", SRCNAT
+)
+KUBENET_DEDUP: Final = Hook("cni", "bridge", KUBENET_TABLE, "output", "output", "filter", -200)
+IMPAIR: Final = Hook("lab", "bridge", IMPAIR_TABLE, "forward", "forward", "filter", -200)
+
+HOOKS: Final = (MASQUERADE, KUBENET_DEDUP, IMPAIR)

@@ -1,0 +1,249 @@
+"""What a lab is to be: the answer to `podwire up`'s flags, kept in `lab.json`.
+
+Checked as a whole before anything is built, so that a CIDR too small or overlapping is a sentence
+on the terminal and not a broken network.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterator
+from ipaddress import (
+    IPv4Network,
+    IPv6Network,
+    ip_address,
+    ip_network,
+)
+from typing import Literal
+
+import msgspec
+
+from podwire.cni.config import Address, HairpinMode, Mode, Network, NetworkConfig, Overlay
+from podwire.errors import AddressError, UsageError
+
+IpFamily = Literal["ipv4", "ipv6", "dual"]
+ProbeDelays = Literal["standin", "manifest"]
+
+DEFAULT_NAME = "podwire"
+# The address plan of design documents, tests and examples; one per lab, labs are isolated.
+NODE_NETWORKS: dict[int, Network] = {
+    4: IPv4Network("172.30.0.0/24"),
+    6: IPv6Network("fd00:30::/64"),
+}
+OUTSIDE_NETWORKS: dict[int, Network] = {
+    4: IPv4Network("203.0.113.0/24"),
+    6: IPv6Network("2001:db8:113::/64"),
+}
+POD_NETWORKS: dict[int, Network] = {
+    4: IPv4Network("10.244.0.0/16"),
+    6: IPv6Network("fd00:244::/56"),
+}
+SERVICE_NETWORKS: dict[int, Network] = {
+    4: IPv4Network("10.96.0.0/16"),
+    6: IPv6Network("fd00:96::/112"),
+}
+NODE_MASKS = {4: 24, 6: 64}
+API_HOST_NUMBER, ROUTER_HOST_NUMBER, OUTSIDE_HOST_NUMBER = 1, 254, 10
+API_PORT = 6443
+# Node addresses end where the load balancers' (.200-.250) begin.
+MAX_NODES = 198
+# VNI-wide limit of upstream's cidrset: node mask minus cluster mask.
+_MAX_IPV6_MASK_DIFF = 16
+
+_NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,30}[a-z0-9])?")
+
+
+class NodeSpec(msgspec.Struct, frozen=True):
+    """`number` makes the node's address (172.30.0.NUMBER) and never changes."""
+
+    name: str
+    number: int
+    zone: str = ""
+
+
+class PublishSpec(msgspec.Struct, frozen=True):
+    """A port of the host relayed into the lab: `127.0.0.1:8080` -> `shop/web:80`."""
+
+    host: str
+    port: int
+    target: str
+
+
+class LabSpec(msgspec.Struct, frozen=True, kw_only=True):
+    name: str = DEFAULT_NAME
+    nodes: tuple[NodeSpec, ...] = ()
+    network: Mode = "routed"
+    overlay: Overlay = "none"
+    hairpin_mode: HairpinMode = "hairpin-veth"
+    ip_family: IpFamily = "ipv4"
+    mtu: int = 0
+    pod_cidrs: tuple[str, ...] = ()
+    service_cidrs: tuple[str, ...] = ()
+    node_mask: int = 0
+    non_masquerade_cidrs: tuple[str, ...] = ()
+    publish: tuple[PublishSpec, ...] = ()
+    probe_delays: ProbeDelays = "standin"
+    max_pods: int = 1000
+    state_dir: str = ""
+
+    @property
+    def families(self) -> tuple[int, ...]:
+        return {"ipv4": (4,), "ipv6": (6,), "dual": (4, 6)}[self.ip_family]
+
+    def pod_networks(self) -> tuple[Network, ...]:
+        return _networks(self.pod_cidrs, POD_NETWORKS, self.families, "pod CIDR")
+
+    def service_networks(self) -> tuple[Network, ...]:
+        return _networks(self.service_cidrs, SERVICE_NETWORKS, self.families, "service CIDR")
+
+    def node_masks(self) -> dict[int, int]:
+        masks = dict(NODE_MASKS)
+        if self.node_mask:
+            masks[self.families[0]] = self.node_mask
+        return masks
+
+    def network_config(self) -> NetworkConfig:
+        return NetworkConfig(
+            mode=self.network,
+            overlay=self.overlay,
+            cluster_cidrs=self.pod_networks(),
+            non_masquerade_cidrs=tuple(ip_network(c) for c in self.non_masquerade_cidrs),
+            hairpin_mode=self.hairpin_mode,
+            mtu=self.mtu,
+        )
+
+    def node_addresses(self, node: NodeSpec) -> tuple[Address, ...]:
+        return tuple(NODE_NETWORKS[family][node.number] for family in self.families)
+
+    def host_addresses(self, number: int) -> tuple[Address, ...]:
+        """Addresses on the node network, of the API server (1) or the router (254)."""
+        return tuple(NODE_NETWORKS[family][number] for family in self.families)
+
+    @property
+    def api_address(self) -> Address:
+        return self.host_addresses(API_HOST_NUMBER)[0]
+
+    @property
+    def cluster_dns(self) -> tuple[Address, ...]:
+        return tuple(network[10] for network in self.service_networks())
+
+    def node(self, name: str) -> NodeSpec | None:
+        return next((node for node in self.nodes if node.name == name), None)
+
+
+def _networks(
+    given: tuple[str, ...], defaults: dict[int, Network], families: tuple[int, ...], what: str
+) -> tuple[Network, ...]:
+    chosen = dict(defaults)
+    for text in given:
+        try:
+            network = ip_network(text)
+        except ValueError as error:
+            raise AddressError(f"{what} {text!r}: {error}") from error
+        if network.version not in families:
+            raise AddressError(
+                f"{what} {text}: IPv{network.version}, but the lab's family is "
+                f"{'/'.join(f'IPv{f}' for f in families)}; see --ip-family"
+            )
+        chosen[network.version] = network
+    return tuple(chosen[family] for family in families)
+
+
+def make_nodes(count: int, zones: tuple[str, ...]) -> tuple[NodeSpec, ...]:
+    """`node-1` ... `node-N`, dealt to the zones in turn."""
+    if not 1 <= count <= MAX_NODES:
+        raise UsageError(f"--nodes {count}: a lab has between 1 and {MAX_NODES} nodes")
+    names = itertools.cycle(zones or ("zone-1",))
+    return tuple(
+        NodeSpec(f"node-{i}", i + API_HOST_NUMBER, zone)
+        for i, zone in zip(range(1, count + 1), names, strict=False)
+    )
+
+
+def next_node(spec: LabSpec, name: str, zone: str) -> NodeSpec:
+    """A node to add: the lowest free number, and a name derived from it unless given."""
+    if spec.node(name) is not None:
+        raise UsageError(f"node {name}: exists already in lab {spec.name}")
+    used = {node.number for node in spec.nodes}
+    free = next((n for n in range(2, MAX_NODES + 2) if n not in used), None)
+    if free is None:
+        raise UsageError(f"lab {spec.name}: already has {MAX_NODES} nodes")
+    return NodeSpec(name or f"node-{free - API_HOST_NUMBER}", free, zone or "zone-1")
+
+
+def parse_publish(text: str) -> PublishSpec:
+    """`[HOST:]PORT:TARGET`, where TARGET is `[NAMESPACE/]POD:PORT` or `svc/[NAMESPACE/]NAME:PORT`."""
+    match = re.fullmatch(
+        r"(?:(?P<host>[\d.]+|\[[\da-fA-F:]+\]):)?(?P<port>\d+):(?P<target>.+:\w+)", text
+    )
+    if match is None:
+        raise UsageError(
+            f"--publish {text}: expected [HOST:]PORT:TARGET, e.g. 8080:shop/web:80 "
+            "or 8080:svc/shop/web:80"
+        )
+    host = (match["host"] or "127.0.0.1").strip("[]")
+    port = int(match["port"])
+    if not 0 <= port <= 65535:
+        raise UsageError(f"--publish {text}: port {port} is not between 0 and 65535")
+    if not ip_address(host).is_loopback:
+        raise UsageError(
+            f"--publish {text}: {host} is not a loopback address; labs stay on the host"
+        )
+    return PublishSpec(host, port, match["target"])
+
+
+def check(spec: LabSpec) -> None:
+    """Raise `UsageError` or `AddressError` for a lab that cannot be."""
+    if not _NAME.fullmatch(spec.name):
+        raise UsageError(
+            f"lab name {spec.name!r}: up to 32 of a-z, 0-9 and '-', not starting or ending with '-'"
+        )
+    names = [node.name for node in spec.nodes]
+    if len(set(names)) != len(names):
+        raise UsageError(f"lab {spec.name}: two nodes have one name")
+    _check_sizes(spec)
+    _check_overlaps(spec)
+
+
+def _check_sizes(spec: LabSpec) -> None:
+    for network in spec.pod_networks():
+        mask = spec.node_masks()[network.version]
+        if mask > network.max_prefixlen - 2:
+            raise AddressError(f"node mask /{mask}: no room for a pod on a node")
+        if mask < network.prefixlen:
+            raise AddressError(
+                f"pod CIDR {network}: smaller than the /{mask} every node needs; "
+                f"give a wider --pod-cidr or a longer --node-mask"
+            )
+        if network.version == 6 and mask - network.prefixlen > _MAX_IPV6_MASK_DIFF:
+            raise AddressError(
+                f"pod CIDR {network}: node CIDR size is too big: /{mask} minus "
+                f"/{network.prefixlen} is more than {_MAX_IPV6_MASK_DIFF}"
+            )
+        room = 2 ** (mask - network.prefixlen)
+        if room < len(spec.nodes):
+            raise AddressError(
+                f"pod CIDR {network}: too small for {len(spec.nodes)} nodes, holds {room} of /{mask}"
+            )
+    for network in spec.service_networks():
+        if network.num_addresses < 16:
+            raise AddressError(
+                f"service CIDR {network}: too small, at least 16 addresses are needed"
+            )
+
+
+def _check_overlaps(spec: LabSpec) -> None:
+    for (left, what), (right, other) in itertools.combinations(_named_networks(spec), 2):
+        if left.version == right.version and left.overlaps(right):  # type: ignore[arg-type]
+            raise AddressError(f"{what} {left} overlaps the {other} {right}")
+
+
+def _named_networks(spec: LabSpec) -> Iterator[tuple[Network, str]]:
+    for network in spec.pod_networks():
+        yield network, "pod CIDR"
+    for network in spec.service_networks():
+        yield network, "service CIDR"
+    for family in spec.families:
+        yield NODE_NETWORKS[family], "node network"
+        yield OUTSIDE_NETWORKS[family], "outside network"
