@@ -45,7 +45,7 @@ def _library() -> ctypes.CDLL | None:
     for name in ("nft_ctx_get_output_buffer", "nft_ctx_get_error_buffer"):
         getattr(lib, name).argtypes = [ctypes.c_void_p]
         getattr(lib, name).restype = ctypes.c_char_p
-    lib.nft_run_cmd_from_buffer.argtypes = [ctypes.c_void_p, ctypes.c_char_p]
+    lib.nft_run_cmd_from_filename.argtypes = [ctypes.c_void_p, ctypes.c_char_p]
     return lib
 
 
@@ -120,8 +120,17 @@ class Nft:
         library = _library()
         if self._context is None or library is None:
             return self._run_program(text)
+        # Errors name a line only in files, so the text goes through one that has no name.
+        file = os.memfd_create("nft")
+        try:
+            _write_all(file, text.encode())
+            return self._run_file(library, text, f"/proc/self/fd/{file}")
+        finally:
+            os.close(file)
+
+    def _run_file(self, library: ctypes.CDLL, text: str, path: str) -> str:
         with _lock:
-            failed = library.nft_run_cmd_from_buffer(self._context, text.encode())
+            failed = library.nft_run_cmd_from_filename(self._context, path.encode())
             output = library.nft_ctx_get_output_buffer(self._context) or b""
             report = library.nft_ctx_get_error_buffer(self._context) or b""
         if failed:
@@ -148,6 +157,12 @@ class Nft:
         return done.stdout
 
 
+def _write_all(fd: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
+
+
 _POSITION: Final = re.compile(r"^(?:\S+?):(\d+):(\d+)-(\d+): Error: (.*)$", re.MULTILINE)
 _ERRNO_OF: Final = {os.strerror(code): code for code in errno.errorcode}
 
@@ -162,7 +177,10 @@ def _error(text: str, report: str, command: str | None) -> KernelError:
     else:
         message = f"nftables: {report.strip().splitlines()[0] if report.strip() else 'failed'}"
         reason = message
-    code = _ERRNO_OF.get(reason.rpartition(": ")[2], 0)
+    tail = reason.rpartition(": ")[2]
+    code = _ERRNO_OF.get(tail, 0)
+    if code:
+        message = message.removesuffix(tail).removesuffix(": ")  # KernelError says it
     return KernelError(message, errno=code, command=command, stderr=report[:_STDERR_LIMIT])
 
 

@@ -105,7 +105,16 @@ class Ifb(Struct, frozen=True):
         return "ifb"
 
 
-LinkKind: TypeAlias = Veth | Bridge | Vxlan | Dummy | Ifb
+class WireGuard(Struct, frozen=True):
+    """A WireGuard device; its keys and peers go through a protocol of their own."""
+
+    kind: ClassVar[str] = "wireguard"
+
+    def __str__(self) -> str:
+        return "wireguard"
+
+
+LinkKind: TypeAlias = Veth | Bridge | Vxlan | Dummy | Ifb | WireGuard
 
 
 class AddLink(Struct, frozen=True, kw_only=True):
