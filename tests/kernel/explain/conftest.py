@@ -38,9 +38,10 @@ class World:
         self.fds[name] = netns.create(self.pin(name))
         self.sh(f"ip link add v{number} type veth peer name p{number}")
         self.sh(f"ip link set p{number} netns {self.pin(name)}")
-        # Without link-local addresses there is no duplicate address detection to wait for.
+        # A link-local address of our own needs no duplicate address detection to be waited for.
         self.sh(f"ip link set v{number} addrgenmode none")
         self.sh(f"ip link set v{number} up")
+        self.sh(f"ip addr add fe80::1/64 dev v{number} nodad")
         self.sh(f"ip addr add 10.244.0.1/32 dev v{number}")
         self.sh(f"ip addr add fd00:244::1/128 dev v{number} nodad")
         self.sh("ip link set lo up", name)
