@@ -367,7 +367,8 @@ def _address(a: rq.Address, resolve: Resolve) -> bytes:
     return body + _u32(IFA_FLAGS, flags) if flags else body
 
 
-def _scope(r: rq.Route, delete: bool) -> int:
+def route_scope(r: rq.Route, delete: bool) -> int:
+    """The rtm_scope of a route: as given, else what `ip` would choose; "any" to delete by."""
     if r.scope is not None:
         return _SCOPES[r.scope]
     if r.destination.version == 6:
@@ -379,6 +380,10 @@ def _scope(r: rq.Route, delete: bool) -> int:
     if r.type == "unicast" and r.via is None and not any(h.via for h in r.hops):
         return _SCOPES["link"]
     return 0
+
+
+def scope_name(number: int) -> rq.Scope:
+    return _SCOPE_NAMES.get(number, "global")
 
 
 def _gateway(via: rq.IPAddress, version: int) -> bytes:
@@ -404,7 +409,7 @@ def _route(r: rq.Route, delete: bool, resolve: Resolve) -> bytes:
         0,
         r.table if r.table < 256 else 0,
         0 if delete else r.protocol,
-        _scope(r, delete),
+        route_scope(r, delete),
         _ROUTE_TYPES[r.type],
         RTNH_F_ONLINK if r.onlink else 0,
     )

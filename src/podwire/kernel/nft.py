@@ -177,7 +177,8 @@ def _error(text: str, report: str, command: str | None) -> KernelError:
     else:
         message = f"nftables: {report.strip().splitlines()[0] if report.strip() else 'failed'}"
         reason = message
-    tail = reason.rpartition(": ")[2]
+    # "Could not process rule: REASON", "REASON; did you mean table 'x' in family ip?"
+    tail = reason.partition("; did you mean")[0].rpartition(": ")[2]
     code = _ERRNO_OF.get(tail, 0)
     if code:
         message = message.removesuffix(tail).removesuffix(": ")  # KernelError says it

@@ -1,0 +1,89 @@
+"""The seam between planners and the kernel: one protocol, the real thing and its double.
+
+Code that takes an `Effects` runs unchanged on `KernelEffects` and on `fake.FakeKernel`; the
+scenarios in tests/kernel run on both and compare what came out.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Protocol
+
+from podwire.kernel import netns, nft, sysctl
+from podwire.kernel import requests as rq
+from podwire.kernel.rtnl import Rtnl
+
+
+class RouteNetlink(Protocol):
+    """What `rtnl.Rtnl` offers; bound to one namespace."""
+
+    def apply(self, requests: Iterable[rq.Request]) -> None: ...
+    def index(self, name: str) -> int: ...
+    def links(self) -> dict[str, rq.Link]: ...
+    def addresses(self) -> list[rq.Address]: ...
+    def routes(self, table: int | None = rq.TABLE_MAIN) -> list[rq.Route]: ...
+    def rules(self) -> list[rq.Rule]: ...
+    def neighbours(self) -> list[rq.Neighbour]: ...
+    def fdb(self) -> list[rq.Fdb]: ...
+    def close(self) -> None: ...
+
+
+class Effects(Protocol):
+    """Everything a network planner may do. `ns` is a namespace descriptor, None the current one.
+
+    Inside `creating` and `entered` the current namespace is another: never await there.
+    """
+
+    def current(self) -> int: ...
+    def creating(self, pin: Path) -> contextlib.AbstractContextManager[int]: ...
+    def entered(self, ns: int) -> contextlib.AbstractContextManager[None]: ...
+    def open_pin(self, pin: Path) -> int: ...
+    def delete_pin(self, pin: Path) -> None: ...
+    def close(self, ns: int) -> None: ...
+    def rtnl(self, ns: int | None = None) -> contextlib.AbstractContextManager[RouteNetlink]: ...
+    def nft(self, text: str, ns: int | None = None) -> None: ...
+    def list_table(self, family: str, name: str, ns: int | None = None) -> str: ...
+    def write_sysctls(self, values: Mapping[str, str | int], ns: int | None = None) -> None: ...
+    def read_sysctl(self, key: str, ns: int | None = None) -> str: ...
+
+
+class KernelEffects:
+    """The real effects."""
+
+    def current(self) -> int:
+        return netns.current()
+
+    def creating(self, pin: Path) -> contextlib.AbstractContextManager[int]:
+        return netns.creating(pin)
+
+    def entered(self, ns: int) -> contextlib.AbstractContextManager[None]:
+        return netns.entered(ns)
+
+    def open_pin(self, pin: Path) -> int:
+        return netns.open_pin(pin)
+
+    def delete_pin(self, pin: Path) -> None:
+        netns.delete(pin)
+
+    def close(self, ns: int) -> None:
+        os.close(ns)
+
+    @contextlib.contextmanager
+    def rtnl(self, ns: int | None = None) -> Iterator[RouteNetlink]:
+        with Rtnl() if ns is None else Rtnl.in_ns(ns) as handle:
+            yield handle
+
+    def nft(self, text: str, ns: int | None = None) -> None:
+        nft.apply(text, ns)
+
+    def list_table(self, family: str, name: str, ns: int | None = None) -> str:
+        return nft.list_table(family, name, ns)
+
+    def write_sysctls(self, values: Mapping[str, str | int], ns: int | None = None) -> None:
+        sysctl.write(values, ns)
+
+    def read_sysctl(self, key: str, ns: int | None = None) -> str:
+        return sysctl.read(key, ns)
