@@ -1,4 +1,4 @@
-"""rtnetlink messages: requests to bytes, dumps to values. Pure: no socket, no clock.
+"""rtnetlink messages: requests to bytes. Pure: no socket, no clock. `decode` is the way back.
 
 A message is a 16-byte header (length, type, flags, sequence, port), a fixed body per family
 (ifinfomsg, ifaddrmsg, rtmsg, ndmsg, fib_rule_hdr) and attributes (length, type, payload, padded to
@@ -10,22 +10,13 @@ from __future__ import annotations
 
 import errno
 import struct
-from collections.abc import Callable, Iterator
-from ipaddress import (
-    IPv4Address,
-    IPv4Interface,
-    IPv4Network,
-    IPv6Address,
-    IPv6Interface,
-    IPv6Network,
-)
+from collections.abc import Callable
 from socket import AF_BRIDGE, AF_INET, AF_INET6
 from typing import Final, TypeAlias
 
 from podwire.kernel import requests as rq
 
 Resolve: TypeAlias = Callable[[rq.Device], int]
-NameOf: TypeAlias = Callable[[int], str]
 
 NLM_F_REQUEST: Final = 0x1
 NLM_F_MULTI: Final = 0x2
@@ -136,7 +127,7 @@ _ROUTE_TYPES: Final[dict[rq.RouteType, int]] = {
     "unreachable": 7,
     "prohibit": 8,
 }
-_ROUTE_TYPE_NAMES: Final = {number: name for name, number in _ROUTE_TYPES.items()}
+ROUTE_TYPE_NAMES: Final = {number: name for name, number in _ROUTE_TYPES.items()}
 _SCOPES: Final[dict[rq.Scope, int]] = {
     "global": 0,
     "site": 200,
@@ -144,28 +135,28 @@ _SCOPES: Final[dict[rq.Scope, int]] = {
     "host": 254,
     "nowhere": 255,
 }
-_SCOPE_NAMES: Final = {number: name for name, number in _SCOPES.items()}
+SCOPE_NAMES: Final = {number: name for name, number in _SCOPES.items()}
 
-_HEADER: Final = struct.Struct("=IHHII")
-_IFINFO: Final = struct.Struct("=BxHiII")
-_IFADDR: Final = struct.Struct("=BBBBi")
-_RTMSG: Final = struct.Struct("=BBBBBBBBI")
-_NDMSG: Final = struct.Struct("=BxxxiHBB")
-_RULE: Final = struct.Struct("=BBBBBxxBI")
-_NEXTHOP: Final = struct.Struct("=HBBi")
-_ATTR: Final = struct.Struct("=HH")
+HEADER: Final = struct.Struct("=IHHII")
+IFINFO: Final = struct.Struct("=BxHiII")
+IFADDR: Final = struct.Struct("=BBBBi")
+RTMSG: Final = struct.Struct("=BBBBBBBBI")
+NDMSG: Final = struct.Struct("=BxxxiHBB")
+RULE: Final = struct.Struct("=BBBBBxxBI")
+NEXTHOP: Final = struct.Struct("=HBBi")
+ATTR: Final = struct.Struct("=HH")
 _U8: Final = struct.Struct("=B")
 _U32: Final = struct.Struct("=I")
 _PAD: Final = (b"", b"\0\0\0", b"\0\0", b"\0")
 
 
 def message(kind: int, flags: int, seq: int, body: bytes) -> bytes:
-    return _HEADER.pack(16 + len(body), kind, flags, seq, 0) + body
+    return HEADER.pack(16 + len(body), kind, flags, seq, 0) + body
 
 
 def attr(kind: int, payload: bytes) -> bytes:
     size = len(payload)
-    return _ATTR.pack(size + 4, kind) + payload + _PAD[size & 3]
+    return ATTR.pack(size + 4, kind) + payload + _PAD[size & 3]
 
 
 def _u8(kind: int, value: int) -> bytes:
@@ -186,10 +177,6 @@ def _nested(kind: int, payload: bytes) -> bytes:
 
 def mac_bytes(mac: str) -> bytes:
     return bytes.fromhex(mac.replace(":", ""))
-
-
-def mac_text(raw: bytes) -> str:
-    return raw.hex(":")
 
 
 def _family(version: int) -> int:
@@ -257,7 +244,7 @@ def _entry(request: rq.Add | rq.Replace | rq.Delete, resolve: Resolve) -> tuple[
 
 
 def _ifinfo(index: int, flags: int = 0, change: int = 0, family: int = 0) -> bytes:
-    return _IFINFO.pack(family, 0, index, flags, change)
+    return IFINFO.pack(family, 0, index, flags, change)
 
 
 def _link_reference(device: rq.Device) -> bytes:
@@ -360,7 +347,7 @@ def _address(a: rq.Address, resolve: Resolve) -> bytes:
     flags = 0 if a.prefix_route else IFA_F_NOPREFIXROUTE
     if version == 6 and a.nodad:
         flags |= IFA_F_NODAD
-    body = _IFADDR.pack(
+    body = IFADDR.pack(
         _family(version), a.address.network.prefixlen, 0, _SCOPES[a.scope], resolve(a.device)
     )
     body += attr(IFA_LOCAL, packed) + attr(IFA_ADDRESS, packed)
@@ -383,7 +370,7 @@ def route_scope(r: rq.Route, delete: bool) -> int:
 
 
 def scope_name(number: int) -> rq.Scope:
-    return _SCOPE_NAMES.get(number, "global")
+    return SCOPE_NAMES.get(number, "global")
 
 
 def _gateway(via: rq.IPAddress, version: int) -> bytes:
@@ -396,13 +383,13 @@ def _hop(h: rq.Hop, version: int, resolve: Resolve) -> bytes:
     gateway = b"" if h.via is None else _gateway(h.via, version)
     device = 0 if h.device is None else resolve(h.device)
     flags = RTNH_F_ONLINK if h.onlink else 0
-    return _NEXTHOP.pack(8 + len(gateway), flags, h.weight - 1, device) + gateway
+    return NEXTHOP.pack(8 + len(gateway), flags, h.weight - 1, device) + gateway
 
 
 def _route(r: rq.Route, delete: bool, resolve: Resolve) -> bytes:
     destination = r.destination
     version = destination.version
-    body = _RTMSG.pack(
+    body = RTMSG.pack(
         _family(version),
         destination.prefixlen,
         0,
@@ -432,19 +419,19 @@ def _route(r: rq.Route, delete: bool, resolve: Resolve) -> bytes:
 
 
 def _neighbour(n: rq.Neighbour, resolve: Resolve) -> bytes:
-    body = _NDMSG.pack(_family(n.address.version), resolve(n.device), NUD_PERMANENT, 0, 0)
+    body = NDMSG.pack(_family(n.address.version), resolve(n.device), NUD_PERMANENT, 0, 0)
     return body + attr(NDA_DST, n.address.packed) + attr(NDA_LLADDR, mac_bytes(n.mac))
 
 
 def _fdb(f: rq.Fdb, resolve: Resolve) -> bytes:
-    body = _NDMSG.pack(AF_BRIDGE, resolve(f.device), NUD_PERMANENT, NTF_SELF, 0)
+    body = NDMSG.pack(AF_BRIDGE, resolve(f.device), NUD_PERMANENT, NTF_SELF, 0)
     return body + attr(NDA_DST, f.remote.packed) + attr(NDA_LLADDR, mac_bytes(f.mac))
 
 
 def _rule(r: rq.Rule) -> bytes:
     example = r.source or r.destination
     version = example.version if example else r.family
-    body = _RULE.pack(
+    body = RULE.pack(
         _family(version),
         r.destination.prefixlen if r.destination else 0,
         r.source.prefixlen if r.source else 0,
@@ -467,9 +454,6 @@ def _rule(r: rq.Rule) -> bytes:
     return body
 
 
-# -- bytes to values -----------------------------------------------------------------------------
-
-
 def link_query(name: str) -> bytes:
     """The body of a RTM_GETLINK that asks for one link by name."""
     return _ifinfo(0) + _text(IFLA_IFNAME, name)
@@ -480,171 +464,7 @@ def dump_query(kind: int, family: int = 0) -> bytes:
     if kind == RTM_GETLINK or (kind == RTM_GETNEIGH and family == AF_BRIDGE):
         return _ifinfo(0, family=family)
     if kind == RTM_GETNEIGH:
-        return _NDMSG.pack(family, 0, 0, 0, 0)
+        return NDMSG.pack(family, 0, 0, 0, 0)
     if kind == RTM_GETADDR:
-        return _IFADDR.pack(family, 0, 0, 0, 0)
-    return _RTMSG.pack(family, 0, 0, 0, 0, 0, 0, 0, 0)
-
-
-def messages(data: bytes) -> Iterator[tuple[int, int, int, bytes]]:
-    """Split a datagram: (type, flags, sequence, body) of each message."""
-    offset = 0
-    while offset + 16 <= len(data):
-        size, kind, flags, seq, _port = _HEADER.unpack_from(data, offset)
-        if size < 16:
-            return
-        yield kind, flags, seq, data[offset + 16 : offset + size]
-        offset += (size + 3) & ~3
-
-
-def attrs(data: bytes, offset: int = 0) -> dict[int, bytes]:
-    found: dict[int, bytes] = {}
-    end = len(data)
-    while offset + 4 <= end:
-        size, kind = _ATTR.unpack_from(data, offset)
-        if size < 4:
-            break
-        found[kind & 0x3FFF] = data[offset + 4 : offset + size]
-        offset += (size + 3) & ~3
-    return found
-
-
-def error_of(flags: int, body: bytes) -> tuple[int, str]:
-    """(errno, the kernel's own words) of an NLMSG_ERROR; errno 0 is an acknowledgement."""
-    code = -int.from_bytes(body[:4], "little", signed=True)
-    if not flags & 0x200:  # NLM_F_ACK_TLVS
-        return code, ""
-    size = 16 if flags & 0x100 else int.from_bytes(body[4:8], "little")  # NLM_F_CAPPED
-    text = attrs(body, 4 + ((size + 3) & ~3)).get(1, b"")
-    return code, text.rstrip(b"\0").decode(errors="replace")
-
-
-def _int(raw: bytes | None) -> int:
-    return int.from_bytes(raw, "little") if raw else 0
-
-
-def _string(raw: bytes | None) -> str:
-    return raw.rstrip(b"\0").decode() if raw else ""
-
-
-def _ip(raw: bytes) -> rq.IPAddress:
-    return IPv4Address(raw) if len(raw) == 4 else IPv6Address(raw)
-
-
-def _network(raw: bytes | None, prefixlen: int, family: int) -> rq.IPNetwork:
-    if family == AF_INET:
-        return IPv4Network((raw or b"\0" * 4, prefixlen))
-    return IPv6Network((raw or b"\0" * 16, prefixlen))
-
-
-def link_index(body: bytes) -> int:
-    index: int = _IFINFO.unpack_from(body)[2]
-    return index
-
-
-def parse_link(body: bytes) -> tuple[rq.Link, int]:
-    """The link (still without its master's name) and its master's index."""
-    _fam, _type, index, flags, _change = _IFINFO.unpack_from(body)
-    a = attrs(body, 16)
-    info = attrs(a.get(IFLA_LINKINFO, b""))
-    port = attrs(info.get(IFLA_INFO_SLAVE_DATA, b""))
-    link = rq.Link(
-        index=index,
-        name=_string(a.get(IFLA_IFNAME)),
-        kind=_string(info.get(IFLA_INFO_KIND)),
-        mac=mac_text(a.get(IFLA_ADDRESS, b"")),
-        mtu=_int(a.get(IFLA_MTU)),
-        up=bool(flags & IFF_UP),
-        carrier=bool(flags & IFF_LOWER_UP),
-        alias=_string(a.get(IFLA_IFALIAS)),
-        peer_index=_int(a.get(IFLA_LINK)),
-        promisc=bool(flags & IFF_PROMISC),
-        hairpin=bool(_int(port.get(IFLA_BRPORT_MODE))),
-        isolated=bool(_int(port.get(IFLA_BRPORT_ISOLATED))),
-    )
-    return link, _int(a.get(IFLA_MASTER))
-
-
-def parse_address(body: bytes, name_of: NameOf) -> rq.Address:
-    family, prefixlen, flags8, scope, index = _IFADDR.unpack_from(body)
-    a = attrs(body, 8)
-    flags = _int(a.get(IFA_FLAGS)) or flags8
-    raw = a.get(IFA_LOCAL) or a[IFA_ADDRESS]
-    address: rq.IPInterface
-    address = (
-        IPv4Interface((raw, prefixlen)) if family == AF_INET else IPv6Interface((raw, prefixlen))
-    )
-    return rq.Address(
-        name_of(index),
-        address,
-        prefix_route=not flags & IFA_F_NOPREFIXROUTE,
-        nodad=family == AF_INET or bool(flags & IFA_F_NODAD),
-        scope=_SCOPE_NAMES.get(scope, "global"),
-    )
-
-
-def _parse_via(a: dict[int, bytes]) -> rq.IPAddress | None:
-    if RTA_GATEWAY in a:
-        return _ip(a[RTA_GATEWAY])
-    return _ip(a[RTA_VIA][2:]) if RTA_VIA in a else None
-
-
-def _parse_hops(raw: bytes, name_of: NameOf) -> Iterator[rq.Hop]:
-    offset = 0
-    while offset + 8 <= len(raw):
-        size, flags, hops, index = _NEXTHOP.unpack_from(raw, offset)
-        via = _parse_via(attrs(raw[offset : offset + size], 8))
-        yield rq.Hop(via, name_of(index), hops + 1, bool(flags & RTNH_F_ONLINK))
-        offset += (size + 3) & ~3
-
-
-def parse_route(body: bytes, name_of: NameOf) -> rq.Route:
-    family, dst_len, _src, _tos, table, protocol, scope, kind, flags = _RTMSG.unpack_from(body)
-    a = attrs(body, 12)
-    oif = _int(a.get(RTA_OIF))
-    mtu = attrs(a.get(RTA_METRICS, b"")).get(RTAX_MTU)
-    return rq.Route(
-        destination=_network(a.get(RTA_DST), dst_len, family),
-        via=_parse_via(a),
-        device=name_of(oif) if oif else None,
-        onlink=bool(flags & RTNH_F_ONLINK),
-        source=_ip(a[RTA_PREFSRC]) if RTA_PREFSRC in a else None,
-        mtu=_int(mtu) if mtu else None,
-        metric=_int(a.get(RTA_PRIORITY)),
-        table=_int(a.get(RTA_TABLE)) or table,
-        scope=_SCOPE_NAMES.get(scope) if family == AF_INET else None,
-        type=_ROUTE_TYPE_NAMES.get(kind, "unicast"),
-        protocol=protocol,
-        hops=tuple(_parse_hops(a.get(RTA_MULTIPATH, b""), name_of)),
-    )
-
-
-def parse_neighbour(body: bytes, name_of: NameOf) -> rq.Neighbour | rq.Fdb | None:
-    """A permanent entry; None for what the kernel learned by itself."""
-    family, index, state, _flags, _type = _NDMSG.unpack_from(body)
-    a = attrs(body, 12)
-    if not state & NUD_PERMANENT or NDA_DST not in a or NDA_LLADDR not in a:
-        return None
-    kind = rq.Fdb if family == AF_BRIDGE else rq.Neighbour
-    if kind is rq.Fdb:
-        return rq.Fdb(name_of(index), mac_text(a[NDA_LLADDR]), _ip(a[NDA_DST]))
-    return rq.Neighbour(name_of(index), _ip(a[NDA_DST]), mac_text(a[NDA_LLADDR]))
-
-
-def parse_rule(body: bytes) -> rq.Rule | None:
-    """A rule that looks a table up; None for other actions."""
-    family, dst_len, src_len, _tos, table, action, _flags = _RULE.unpack_from(body)
-    if action != FR_ACT_TO_TBL or family not in (AF_INET, AF_INET6):
-        return None
-    a = attrs(body, 12)
-    return rq.Rule(
-        priority=_int(a.get(FRA_PRIORITY)),
-        table=_int(a.get(FRA_TABLE)) or table,
-        family=4 if family == AF_INET else 6,
-        source=_network(a[FRA_SRC], src_len, family) if FRA_SRC in a else None,
-        destination=_network(a[FRA_DST], dst_len, family) if FRA_DST in a else None,
-        mark=_int(a[FRA_FWMARK]) if FRA_FWMARK in a else None,
-        mask=_int(a[FRA_FWMASK]) if FRA_FWMASK in a else 0xFFFFFFFF,
-        input_device=_string(a.get(FRA_IIFNAME)) or None,
-        output_device=_string(a.get(FRA_OIFNAME)) or None,
-    )
+        return IFADDR.pack(family, 0, 0, 0, 0)
+    return RTMSG.pack(family, 0, 0, 0, 0, 0, 0, 0, 0)

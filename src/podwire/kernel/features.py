@@ -21,8 +21,8 @@ import msgspec
 from msgspec import Struct
 
 from podwire.errors import KernelError, UnsupportedError
+from podwire.kernel import decode, libc, nft
 from podwire.kernel import encode as nl
-from podwire.kernel import libc, nft
 from podwire.kernel.requests import AddLink, Bridge, Dummy, Ifb, LinkKind, Veth, Vxlan, WireGuard
 from podwire.kernel.rtnl import Rtnl, loopback_up
 
@@ -214,9 +214,9 @@ def _ask(protocol: int, request: bytes) -> int:
     """The errno the kernel answers one netlink request with; 0 for any other answer."""
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, protocol) as sock:
         sock.send(request)
-        for kind, flags, _seq, body in nl.messages(sock.recv(1 << 16)):
+        for kind, flags, _seq, body in decode.messages(sock.recv(1 << 16)):
             if kind == nl.NLMSG_ERROR:
-                return nl.error_of(flags, body)[0]
+                return decode.error_of(flags, body)[0]
     return 0
 
 

@@ -7,6 +7,7 @@ child or not.
 
 from __future__ import annotations
 
+import array
 import ctypes
 import os
 import resource
@@ -160,12 +161,18 @@ def send_fds(sock: socket.socket, message: bytes, fds: Sequence[int]) -> None:
 
 def recv_fds(sock: socket.socket, size: int, max_fds: int) -> tuple[bytes, list[int]]:
     """Receive a message and its descriptors (close-on-exec); empty at the end of the stream."""
+    # Not socket.recv_fds: it drops its flags (until 3.12), so every child would inherit them.
+    fds = array.array("i")
+    room = socket.CMSG_LEN(max_fds * fds.itemsize)
     try:
-        message, fds, flags, _ = socket.recv_fds(sock, size, max_fds, socket.MSG_CMSG_CLOEXEC)
+        message, controls, flags, _ = sock.recvmsg(size, room, socket.MSG_CMSG_CLOEXEC)
     except OSError as e:
         raise KernelError("receiving descriptors", errno=e.errno or 0) from e
+    for level, kind, data in controls:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+            fds.frombytes(data[: len(data) - len(data) % fds.itemsize])
     if flags & socket.MSG_CTRUNC:
         for fd in fds:
             os.close(fd)
         raise KernelError(f"receiving descriptors: more than {max_fds} came, or no room for them")
-    return message, fds
+    return message, list(fds)

@@ -19,8 +19,8 @@ from types import TracebackType
 from typing import Final
 
 from podwire.errors import KernelError
+from podwire.kernel import decode, guard, netns
 from podwire.kernel import encode as nl
-from podwire.kernel import guard, netns
 from podwire.kernel import requests as rq
 
 _SOL_NETLINK: Final = 270
@@ -130,11 +130,11 @@ class Rtnl:
         try:
             self._socket.sendmsg(parts)
             while waiting:
-                for kind, flags, seq, body in nl.messages(self._socket.recv(_RECEIVE)):
+                for kind, flags, seq, body in decode.messages(self._socket.recv(_RECEIVE)):
                     if kind != nl.NLMSG_ERROR or seq not in waiting:
                         continue
                     request = waiting.pop(seq)
-                    code, text = nl.error_of(flags, body)
+                    code, text = decode.error_of(flags, body)
                     if code and code not in nl.tolerated(request):
                         failures[seq] = (request, code, text)
         except OSError as e:
@@ -152,12 +152,12 @@ class Rtnl:
                 nl.message(nl.RTM_GETLINK, nl.NLM_F_REQUEST, self._seq, nl.link_query(name))
             )
             while True:
-                for kind, flags, seq, body in nl.messages(self._socket.recv(_RECEIVE)):
+                for kind, flags, seq, body in decode.messages(self._socket.recv(_RECEIVE)):
                     if seq != self._seq:
                         continue
                     if kind == nl.RTM_NEWLINK:
-                        return nl.link_index(body)
-                    code, text = nl.error_of(flags, body)
+                        return decode.link_index(body)
+                    code, text = decode.error_of(flags, body)
                     raise KernelError(f"link {name}{': ' if text else ''}{text}", errno=code)
         except OSError as e:
             raise KernelError(f"link {name}", errno=e.errno or 0) from e
@@ -178,14 +178,14 @@ class Rtnl:
         try:
             self._socket.send(nl.message(kind, flags, self._seq, nl.dump_query(kind, family)))
             while True:
-                for got, got_flags, seq, body in nl.messages(self._socket.recv(_RECEIVE)):
+                for got, got_flags, seq, body in decode.messages(self._socket.recv(_RECEIVE)):
                     if seq != self._seq:
                         continue
                     interrupted = interrupted or bool(got_flags & nl.NLM_F_DUMP_INTR)
                     if got == nl.NLMSG_DONE:
                         return None if interrupted else bodies
                     if got == nl.NLMSG_ERROR:
-                        code, text = nl.error_of(got_flags, body)
+                        code, text = decode.error_of(got_flags, body)
                         raise KernelError(f"rtnetlink dump {text}".rstrip(), errno=code)
                     bodies.append(body)
         except OSError as e:
@@ -193,14 +193,14 @@ class Rtnl:
 
     def links(self) -> dict[str, rq.Link]:
         """Every link, by name."""
-        pairs = [nl.parse_link(body) for body in self._dump(nl.RTM_GETLINK)]
+        pairs = [decode.parse_link(body) for body in self._dump(nl.RTM_GETLINK)]
         names = {link.index: link.name for link, _ in pairs}
         return {
             link.name: _with_master(link, names.get(master)) if master else link
             for link, master in pairs
         }
 
-    def _names(self) -> nl.NameOf:
+    def _names(self) -> decode.NameOf:
         names = {link.index: link.name for link in self.links().values()}
         # A link made since then; its number is still a valid `Device`.
         return lambda index: names.get(index) or f"if{index}"
@@ -208,17 +208,17 @@ class Rtnl:
     def addresses(self) -> list[rq.Address]:
         """Every IPv4 and IPv6 address."""
         name_of = self._names()
-        return [nl.parse_address(body, name_of) for body in self._dump(nl.RTM_GETADDR)]
+        return [decode.parse_address(body, name_of) for body in self._dump(nl.RTM_GETADDR)]
 
     def routes(self, table: int | None = rq.TABLE_MAIN) -> list[rq.Route]:
         """The IPv4 and IPv6 routes of `table` (None: of all), IPv6 clones left out."""
         name_of = self._names()
-        routes = (nl.parse_route(body, name_of) for body in self._dump(nl.RTM_GETROUTE))
+        routes = (decode.parse_route(body, name_of) for body in self._dump(nl.RTM_GETROUTE))
         return [route for route in routes if table is None or route.table == table]
 
     def rules(self) -> list[rq.Rule]:
         """The rules that look a table up, the kernel's own three included."""
-        rules = (nl.parse_rule(body) for body in self._dump(nl.RTM_GETRULE))
+        rules = (decode.parse_rule(body) for body in self._dump(nl.RTM_GETRULE))
         return [rule for rule in rules if rule is not None]
 
     def neighbours(self) -> list[rq.Neighbour]:
@@ -231,7 +231,7 @@ class Rtnl:
 
     def _entries(self, family: int) -> list[rq.Neighbour | rq.Fdb]:
         name_of = self._names()
-        entries = (nl.parse_neighbour(b, name_of) for b in self._dump(nl.RTM_GETNEIGH, family))
+        entries = (decode.parse_neighbour(b, name_of) for b in self._dump(nl.RTM_GETNEIGH, family))
         return [entry for entry in entries if entry is not None]
 
 
