@@ -15,7 +15,7 @@ import time
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from pathlib import Path
 
-from podwire.kernel import libc, netns
+from podwire.kernel import libc, netns, userns
 from podwire.kernel.requests import (
     AddLink,
     Address,
@@ -35,9 +35,7 @@ FIRST_INDEX = 1000
 
 def isolate() -> None:
     """Enter fresh namespaces; pins then live on a tmpfs nobody else sees."""
-    user = libc.CLONE_NEWUSER if os.getuid() else 0
-    libc.unshare(user | libc.CLONE_NEWNET | libc.CLONE_NEWNS)
-    libc.mount("none", "/", flags=libc.MS_REC | libc.MS_PRIVATE)
+    userns.unshare_as_root(libc.CLONE_NEWNET | libc.CLONE_NEWNS)
 
 
 def macs(number: int) -> tuple[str, str]:

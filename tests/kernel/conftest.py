@@ -23,7 +23,7 @@ from typing import Any
 
 import pytest
 
-from podwire.kernel import guard, libc
+from podwire.kernel import guard, libc, userns
 
 TIMEOUT_S = 60
 HERE = Path(__file__).parent
@@ -35,15 +35,7 @@ class ChildFailure(Exception):  # noqa: N818 - shown to people as the outcome of
 
 def enter_fresh_namespaces() -> None:
     """Move this (forked) process into namespaces of its own, root or not."""
-    uid, gid = os.getuid(), os.getgid()
-    if uid == 0:
-        libc.unshare(libc.CLONE_NEWNET | libc.CLONE_NEWNS)
-    else:
-        libc.unshare(libc.CLONE_NEWUSER | libc.CLONE_NEWNET | libc.CLONE_NEWNS)
-        Path("/proc/self/setgroups").write_text("deny")
-        Path("/proc/self/uid_map").write_text(f"0 {uid} 1")
-        Path("/proc/self/gid_map").write_text(f"0 {gid} 1")
-    libc.mount("none", "/", flags=libc.MS_REC | libc.MS_PRIVATE)
+    userns.unshare_as_root(libc.CLONE_NEWNET | libc.CLONE_NEWNS)
     libc.mount("tmpfs", "/run", "tmpfs")
     assert not guard.in_host_network()
 

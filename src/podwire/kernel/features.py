@@ -21,7 +21,7 @@ import msgspec
 from msgspec import Struct
 
 from podwire.errors import KernelError, UnsupportedError
-from podwire.kernel import decode, libc, nft
+from podwire.kernel import decode, libc, nft, userns
 from podwire.kernel import encode as nl
 from podwire.kernel.requests import AddLink, Bridge, Dummy, Ifb, LinkKind, Veth, Vxlan, WireGuard
 from podwire.kernel.rtnl import Rtnl, loopback_up
@@ -153,17 +153,17 @@ def _userns_allowed() -> bool:
 
 
 def _probe_everything() -> Features:
-    userns = _userns_allowed()
+    allowed = _userns_allowed()
     mounts = list(_cgroup2_mounts())
     cgroup2, limits = bool(mounts), any(map(_has_memory_controller, mounts))
     try:
         _enter_own_namespaces()
     except (KernelError, OSError):
-        return Features(userns=userns, cgroup2=cgroup2, cgroup2_limits=limits)
+        return Features(userns=allowed, cgroup2=cgroup2, cgroup2_limits=limits)
     with Rtnl() as rtnl:
         rtnl.apply([loopback_up()])
         return Features(
-            userns=userns,
+            userns=allowed,
             netns=True,
             veth=_link(rtnl, "v", Veth(peer="w")),
             bridge=_link(rtnl, "b", Bridge()),
@@ -186,20 +186,14 @@ def _probe_everything() -> Features:
 
 
 def _enter_own_namespaces() -> None:
-    uid, gid = os.geteuid(), os.getegid()
+    flags = libc.CLONE_NEWNET | libc.CLONE_NEWNS
     try:
-        libc.unshare(libc.CLONE_NEWNET | libc.CLONE_NEWNS)
+        userns.unshare_as_root(flags)
+    except UnsupportedError:
+        raise
     except KernelError:
-        libc.unshare(libc.CLONE_NEWUSER | libc.CLONE_NEWNET | libc.CLONE_NEWNS)
-        _write("/proc/self/setgroups", "deny")
-        _write("/proc/self/uid_map", f"0 {uid} 1")
-        _write("/proc/self/gid_map", f"0 {gid} 1")
-    libc.mount("none", "/", flags=libc.MS_REC | libc.MS_PRIVATE)
-
-
-def _write(path: str, text: str) -> None:
-    with open(path, "w", encoding="ascii") as file:
-        file.write(text)
+        # Root without CAP_SYS_ADMIN, as in a container, may still be root of its own namespace.
+        userns.unshare_as_root(flags, force_user=True)
 
 
 def _link(rtnl: Rtnl, name: str, kind: LinkKind) -> bool:
