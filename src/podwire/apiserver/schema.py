@@ -204,20 +204,21 @@ def schema_from_crd(document: dict[str, Any]) -> Schema:
     apiVersion, kind and metadata are added at the root. The document's structural rules are
     checked by `validation.crd.structural_errors`, not here.
     """
-    root = _custom(document)
+    root = custom_node(document)
     root.type = root.type or "object"
     _add_type_meta(root)
     return root
 
 
-def _custom(raw: dict[str, Any]) -> Schema:
+def custom_node(raw: dict[str, Any]) -> Schema:
+    """One node of a CRD's schema, without what is added at the root."""
     items = raw.get("items")
     additional = raw.get("additionalProperties")
     node = Schema(
         type=raw.get("type", ""),
         format=raw.get("format", ""),
-        properties={key: _custom(child) for key, child in raw.get("properties", {}).items()},
-        items=_custom(items) if isinstance(items, dict) else None,
+        properties={key: custom_node(child) for key, child in raw.get("properties", {}).items()},
+        items=custom_node(items) if isinstance(items, dict) else None,
         required=tuple(raw.get("required", ())),
         enum=tuple(raw.get("enum", ())),
         default=raw.get("default"),
@@ -233,7 +234,7 @@ def _custom(raw: dict[str, Any]) -> Schema:
         limits={key: raw[key] for key in _LIMITS if key in raw},
     )
     if isinstance(additional, dict):
-        node.additional = _custom(additional)
+        node.additional = custom_node(additional)
     elif additional is True:
         node.additional = Schema(preserve_unknown=True, custom=True)
     if node.embedded_resource:

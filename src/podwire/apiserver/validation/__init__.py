@@ -1,27 +1,107 @@
-"""Semantic validation: Kubernetes' rules, field paths and texts, per kind."""
+"""Semantic validation: Kubernetes' rules, field paths and texts, per kind.
+
+    validate_create(kind, obj) --> [FieldError] --invalid()--> the 422 that kubectl prints
+
+Objects come here decoded and defaulted. `_KINDS` names each kind's rule for its name, and its own
+validator, which gets the old object on updates. Kinds without one, and status updates, have their
+metadata checked only. Custom resources are checked against their schema.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from podwire.apiserver import names
+from podwire.apiserver.fields import FieldError, invalid
 from podwire.apiserver.schema import Schema
-from podwire.errors import InvalidError
+from podwire.apiserver.validation import config, crd, network, pod, workloads
+from podwire.apiserver.validation.meta import (
+    NameRule,
+    path_segment,
+    validate_meta,
+    validate_meta_update,
+)
+
+__all__ = ["FieldError", "invalid", "validate_create", "validate_update"]
+
+Raw = dict[str, Any]
+Validator = Callable[[Raw, Raw | None], list[FieldError]]
+
+
+def _metadata_only(obj: Raw, old: Raw | None = None) -> list[FieldError]:
+    return []
+
+
+def _pod(obj: Raw, old: Raw | None = None) -> list[FieldError]:
+    return pod.validate_pod(obj) if old is None else pod.validate_pod_update(obj, old)
 
 
 @dataclass(frozen=True)
-class FieldError:
-    """One rule broken at one field; `reason` is a cause reason (`FieldValueRequired`, ...)."""
-
-    reason: str
-    field: str
-    message: str
+class _Rules:
+    validate: Validator = _metadata_only
+    name: NameRule = names.is_dns_subdomain
+    namespaced: bool | None = True
 
 
-def validate_create(kind: str, obj: dict[str, Any], schema: Schema | None = None) -> list[FieldError]:
-    """What forbids creating a defaulted object; empty when nothing does."""
-    raise NotImplementedError
+def _cluster(
+    validate: Validator = _metadata_only, name: NameRule = names.is_dns_subdomain
+) -> _Rules:
+    return _Rules(validate, name, False)
+
+
+_RBAC = "rbac.authorization.k8s.io"
+_NETWORKING = "networking.k8s.io"
+_KINDS: dict[tuple[str, str], _Rules] = {
+    ("", "Pod"): _Rules(_pod),
+    ("", "Service"): _Rules(network.validate_service, names.is_dns_1035_label),
+    ("", "Endpoints"): _Rules(network.validate_endpoints),
+    ("", "Namespace"): _cluster(config.validate_namespace, names.is_dns_label),
+    ("", "Node"): _cluster(config.validate_node),
+    ("", "PersistentVolume"): _cluster(),
+    ("", "ConfigMap"): _Rules(config.validate_config_map),
+    ("", "Secret"): _Rules(config.validate_secret),
+    ("", "PersistentVolumeClaim"): _Rules(config.validate_claim),
+    ("apps", "Deployment"): _Rules(workloads.validate_deployment),
+    ("apps", "ReplicaSet"): _Rules(workloads.validate_replica_set),
+    ("apps", "StatefulSet"): _Rules(workloads.validate_stateful_set),
+    ("apps", "DaemonSet"): _Rules(workloads.validate_daemon_set),
+    ("batch", "Job"): _Rules(workloads.validate_job),
+    ("batch", "CronJob"): _Rules(workloads.validate_cron_job),
+    ("autoscaling", "HorizontalPodAutoscaler"): _Rules(config.validate_autoscaler),
+    ("policy", "PodDisruptionBudget"): _Rules(config.validate_budget),
+    ("coordination.k8s.io", "Lease"): _Rules(config.validate_lease),
+    ("discovery.k8s.io", "EndpointSlice"): _Rules(network.validate_endpoint_slice),
+    (_NETWORKING, "NetworkPolicy"): _Rules(network.validate_network_policy),
+    (_NETWORKING, "Ingress"): _Rules(network.validate_ingress),
+    (_NETWORKING, "IngressClass"): _cluster(network.validate_ingress_class),
+    (_RBAC, "Role"): _Rules(name=path_segment),
+    (_RBAC, "RoleBinding"): _Rules(name=path_segment),
+    (_RBAC, "ClusterRole"): _cluster(name=path_segment),
+    (_RBAC, "ClusterRoleBinding"): _cluster(name=path_segment),
+    ("apiextensions.k8s.io", "CustomResourceDefinition"): _cluster(crd.validate_crd),
+}
+_ANY_KIND = _Rules(namespaced=None)
+
+
+def _rules(kind: str, obj: Raw) -> _Rules:
+    group, slash, _ = (obj.get("apiVersion") or "").rpartition("/")
+    return _KINDS.get((group if slash else "", kind), _ANY_KIND)
+
+
+def validate_create(
+    kind: str, obj: dict[str, Any], schema: Schema | None = None
+) -> list[FieldError]:
+    """What forbids creating a defaulted object; empty when nothing does.
+
+    The group is read from the object's apiVersion. `schema` is needed for custom resources only.
+    """
+    rules = _rules(kind, obj)
+    out = validate_meta(obj.get("metadata") or {}, rules.name, rules.namespaced)
+    if schema is not None and schema.custom:
+        return out + crd.validate_value(obj, schema)
+    return out + rules.validate(obj, None)
 
 
 def validate_update(
@@ -32,10 +112,11 @@ def validate_update(
     *,
     subresource: str = "",
 ) -> list[FieldError]:
-    """What forbids replacing `old` by `new` (both defaulted)."""
-    raise NotImplementedError
+    """What forbids replacing `old` by `new` (both defaulted).
 
-
-def invalid(kind: str, group: str, name: str, errors: Sequence[FieldError]) -> InvalidError:
-    """The 422 kubectl prints: `Deployment.apps "x" is invalid: [spec.a: ..., spec.b: ...]`."""
-    raise NotImplementedError
+    A built-in kind's subresource (status, scale) has its metadata checked only.
+    """
+    out = validate_meta_update(new.get("metadata") or {}, old.get("metadata") or {})
+    if schema is not None and schema.custom:
+        return out + crd.validate_value(new, schema)
+    return out if subresource else out + _rules(kind, new).validate(new, old)
