@@ -1,0 +1,118 @@
+"""Who is meant: the words of `--from` and `--to`.
+
+    outside               the host outside of the cluster
+    node/NAME, node/*     nodes themselves; a bare word that is a node's name means that node too
+    NS/NAME, NAME         a pod, or the pods of an owner (Deployment, StatefulSet...), * ? as globs
+    NS/                   every pod of a namespace
+    NS/app=web,tier!=db   pods of a namespace by labels, in kubectl's syntax
+    app=web               pods of all namespaces by labels
+
+A label key with a prefix (`app.kubernetes.io/name=web`) is told from a namespace by its dot, which
+a namespace cannot have.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from podwire.errors import UsageError
+from podwire.explain.endpoints import Endpoint
+from podwire.objects.meta import LabelSelector, Requirement
+
+_EXPRESSION: Final = re.compile(r"[=!(]|\s(in|notin)\s")
+_SET: Final = re.compile(r"^(?P<key>\S+)\s+(?P<op>in|notin)\s*\((?P<values>[^()]*)\)$")
+_KEY: Final = re.compile(r"^([A-Za-z0-9.-]+/)?[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?$")
+_COMMA_OUTSIDE_PARENTHESES: Final = re.compile(r",(?![^(]*\))")
+
+
+@dataclass(frozen=True)
+class Selector:
+    """One parsed selector; `text` is what the user wrote."""
+
+    text: str
+    namespace: str = "*"
+    name: str = "*"
+    labels: LabelSelector | None = None
+    kinds: frozenset[str] = frozenset({"Pod"})
+
+    def matches(self, endpoint: Endpoint) -> bool:
+        if endpoint.kind not in self.kinds:
+            return False
+        if endpoint.kind != "Pod":
+            return fnmatch.fnmatchcase(endpoint.name, self.name)
+        if not fnmatch.fnmatchcase(endpoint.namespace, self.namespace):
+            return False
+        if self.labels is not None:
+            return self.labels.matches(endpoint.labels)
+        return fnmatch.fnmatchcase(endpoint.name, self.name) or fnmatch.fnmatchcase(
+            endpoint.owner_name, self.name
+        )
+
+
+def parse_selector(text: str) -> Selector:
+    """Raises `UsageError` for what is not a selector."""
+    stripped = text.strip()
+    if stripped == "outside":
+        return Selector(text, name="outside", kinds=frozenset({"Outside"}))
+    if not stripped:
+        raise UsageError("selector '': is empty; write NS/POD, NS/app=web, app=web or outside")
+    head, slash, tail = stripped.partition("/")
+    if head in ("node", "nodes") and slash and not _EXPRESSION.search(tail):
+        return Selector(text, name=tail or "*", kinds=frozenset({"Node"}))
+    if not slash or ("." in head and _EXPRESSION.search(stripped)) or _EXPRESSION.search(head):
+        namespace, rest = "*", stripped
+    else:
+        namespace, rest = head, tail
+    if _EXPRESSION.search(rest):
+        return Selector(text, namespace, labels=parse_label_selector(rest))
+    # A bare word may name a pod, an owner or a node.
+    kinds = frozenset({"Pod"}) if slash else frozenset({"Pod", "Node"})
+    return Selector(text, namespace, rest or "*", kinds=kinds)
+
+
+def parse_label_selector(text: str) -> LabelSelector:
+    """kubectl's `a=b,c!=d,e in (x,y),f notin (z),g,!h`."""
+    parts = [part.strip() for part in _COMMA_OUTSIDE_PARENTHESES.split(text)]
+    return LabelSelector(match_expressions=[_requirement(part, text) for part in parts if part])
+
+
+def _requirement(part: str, whole: str) -> Requirement:
+    if match := _SET.match(part):
+        operator = "In" if match["op"] == "in" else "NotIn"
+        values = [value.strip() for value in match["values"].split(",")]
+        return _checked(Requirement(key=match["key"], operator=operator, values=values), whole)
+    if part.startswith("!"):
+        return _checked(Requirement(key=part[1:].strip(), operator="DoesNotExist"), whole)
+    for sign, operator in (("!=", "NotIn"), ("==", "In"), ("=", "In")):
+        key, found, value = part.partition(sign)
+        if found:
+            requirement = Requirement(key=key.strip(), operator=operator, values=[value.strip()])
+            return _checked(requirement, whole)
+    return _checked(Requirement(key=part, operator="Exists"), whole)
+
+
+def _checked(requirement: Requirement, whole: str) -> Requirement:
+    if not _KEY.match(requirement.key):
+        raise UsageError(f"selector {whole!r}: {requirement.key!r} is not a label key")
+    return requirement
+
+
+def select(endpoints: Sequence[Endpoint], texts: Iterable[str]) -> list[Endpoint]:
+    """The endpoints any selector matches, in their own order; no selectors mean every pod.
+
+    Raises `UsageError` for a selector that matches nothing: a typo must not pass as "no traffic".
+    """
+    selectors = [parse_selector(text) for text in texts]
+    if not selectors:
+        return [endpoint for endpoint in endpoints if endpoint.kind == "Pod"]
+    for selector in selectors:
+        if not any(selector.matches(endpoint) for endpoint in endpoints):
+            raise UsageError(
+                f"selector {selector.text!r}: matches no running pod; "
+                "`kubectl get pods -A --show-labels` lists what there is"
+            )
+    return [e for e in endpoints if any(selector.matches(e) for selector in selectors)]
