@@ -1,0 +1,32 @@
+"""What the controllers must be told: address ranges, the cluster's CA, and how long things take."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from ipaddress import IPv4Network, IPv6Network, ip_network
+
+Network = IPv4Network | IPv6Network
+
+
+@dataclass(frozen=True)
+class ControllerConfig:
+    """`cluster_cidrs`: one per family, the first is a node's `podCIDR`. Durations in seconds."""
+
+    cluster_cidrs: tuple[Network, ...] = (ip_network("10.244.0.0/16"),)
+    node_masks: Mapping[int, int] = field(default_factory=lambda: {4: 24, 6: 64})
+    """Prefix length of one node's range, by IP version."""
+    service_cidrs: tuple[Network, ...] = (ip_network("10.96.0.0/16"),)
+    cluster_domain: str = "cluster.local"
+    ca_text: str = ""
+    """PEM; written to `kube-root-ca.crt` in every namespace when not empty."""
+    node_grace_s: float = 4.0
+    """A node whose lease was not renewed for this long is unreachable."""
+    settle_s: float = 0.02
+    """Pod changes within this time are one pass of a workload controller."""
+    event_quiet_s: float = 1.0
+    """Normal events are written once nothing new was said for this long."""
+    terminated_pods: int = 12500
+    """Finished pods kept before the oldest are collected (--terminated-pod-gc-threshold)."""
+    write_limit: int = 64
+    """Pod creations, deletions and bindings in flight, each."""

@@ -1,0 +1,314 @@
+"""DaemonSets: one pod on every node that suits; the scheduler binds it there.
+
+Each pod is pinned to its node by a required node affinity on `metadata.name`, as upstream, so that
+resources and ports are still judged in one place. Source: pkg/controller/daemon.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from podwire.client import Change
+from podwire.controllers import history
+from podwire.controllers.podcontrol import PodTemplate, is_namespace_going
+from podwire.controllers.podowner import PodOwner
+from podwire.controllers.podstate import available_in_s
+from podwire.controllers.rollout import scaled
+from podwire.controllers.scheduling import node_affinity_fits, untolerated
+from podwire.controllers.views import DAEMON_SET, NODE, DaemonSet, Pod, PodSpec, raw
+from podwire.objects import kinds
+from podwire.objects.apps import RollingUpdate
+from podwire.objects.core import Node, Taint
+from podwire.objects.meta import JsonObject, Key, LabelSelector
+
+GENERATION_LABEL = "pod-template-generation"
+_NODE_TAINTS = "node.kubernetes.io"
+_TOLERATED = (
+    ("not-ready", "NoExecute"),
+    ("unreachable", "NoExecute"),
+    ("disk-pressure", "NoSchedule"),
+    ("memory-pressure", "NoSchedule"),
+    ("pid-pressure", "NoSchedule"),
+    ("unschedulable", "NoSchedule"),
+)
+
+
+def daemon_template(template: JsonObject) -> JsonObject:
+    """The pod template with the tolerations every daemon pod gets."""
+    spec = dict(template.get("spec") or {})
+    tolerated = list(_TOLERATED)
+    if spec.get("hostNetwork"):
+        tolerated.append(("network-unavailable", "NoSchedule"))
+    extra = [
+        {"key": f"{_NODE_TAINTS}/{key}", "operator": "Exists", "effect": effect}
+        for key, effect in tolerated
+    ]
+    have = spec.get("tolerations") or []
+    spec["tolerations"] = [*have, *(t for t in extra if t not in have)]
+    return {**template, "spec": spec}
+
+
+def pinned(template: JsonObject, node: str) -> JsonObject:
+    """The template with required affinity to one node; other required terms give way."""
+    spec = dict(template.get("spec") or {})
+    affinity = dict(spec.get("affinity") or {})
+    node_affinity = dict(affinity.get("nodeAffinity") or {})
+    field_ = {"key": "metadata.name", "operator": "In", "values": [node]}
+    required = node_affinity.get("requiredDuringSchedulingIgnoredDuringExecution") or {}
+    terms = [
+        {**term, "matchFields": [field_]} for term in required.get("nodeSelectorTerms") or []
+    ] or [{"matchFields": [field_]}]
+    node_affinity["requiredDuringSchedulingIgnoredDuringExecution"] = {"nodeSelectorTerms": terms}
+    affinity["nodeAffinity"] = node_affinity
+    spec["affinity"] = affinity
+    return {**template, "spec": spec}
+
+
+def node_of(pod: Pod) -> str:
+    """The node a daemon pod is on or was made for."""
+    if pod.spec.node_name:
+        return pod.spec.node_name
+    affinity = pod.spec.affinity and pod.spec.affinity.node_affinity
+    required = affinity and affinity.required_during_scheduling_ignored_during_execution
+    for term in required.node_selector_terms if required else ():
+        for requirement in term.match_fields:
+            if requirement.key == "metadata.name" and requirement.values:
+                return requirement.values[0]
+    return ""
+
+
+def suits(spec: PodSpec, node: Node) -> tuple[bool, bool]:
+    """(a pod should run there, one that is there may stay)."""
+    name = node.metadata.name
+    pod = Pod(spec=spec)
+    labels: Mapping[str, str] = {"kubernetes.io/hostname": name, **node.metadata.labels}
+    if spec.node_name not in ("", name) or not node_affinity_fits(pod, labels, name):
+        return False, False
+    taints: list[Taint] = node.spec.taints
+    stays = untolerated(taints, spec.tolerations, ("NoExecute",)) is None
+    runs = stays and untolerated(taints, spec.tolerations, ("NoSchedule",)) is None
+    return runs, stays
+
+
+@dataclass(frozen=True)
+class DaemonSetPlan:
+    create: list[str] = field(default_factory=list)
+    """Names of nodes that need a pod."""
+    delete: list[Pod] = field(default_factory=list)
+    status: dict[str, int] = field(default_factory=dict)
+    requeue_s: float | None = None
+
+
+class _Planner:
+    def __init__(
+        self,
+        ds: DaemonSet,
+        spec: PodSpec,
+        pods: Sequence[Pod],
+        nodes: Sequence[Node],
+        update: str,
+        now: dt.datetime,
+    ) -> None:
+        self.ds, self.update = ds, update
+        self.min_ready_s, self.now = ds.spec.min_ready_seconds, now
+        self.fits = {n.metadata.name: suits(spec, n) for n in nodes}
+        self.by_node: dict[str, list[Pod]] = {}
+        for pod in sorted(pods, key=lambda p: (not p.ready, p.metadata.creation_timestamp or "")):
+            self.by_node.setdefault(node_of(pod), []).append(pod)
+        self.create: list[str] = []
+        self.delete: list[Pod] = []
+        self.requeue_s: float | None = None
+        rolling = ds.spec.update_strategy.rolling_update or RollingUpdate()
+        desired = sum(runs for runs, _ in self.fits.values())
+        self.surge = scaled(rolling.max_surge, desired, up=True, default=0)
+        self.max_unavailable = scaled(rolling.max_unavailable, desired, up=True, default=1)
+        if self.surge == 0:
+            self.max_unavailable = max(1, self.max_unavailable)
+
+    def available(self, pod: Pod) -> bool:
+        due = available_in_s(pod, self.min_ready_s, self.now)
+        if due:
+            self.requeue_s = min(due, self.requeue_s or due)
+        return due == 0 and not pod.deleting
+
+    def is_new(self, pod: Pod) -> bool:
+        return pod.metadata.labels.get(history.REVISION_LABEL) == self.update
+
+    def manage(self) -> None:
+        """Pods where they should be, none where they should not."""
+        for name, (runs, stays) in self.fits.items():
+            live = [p for p in self.by_node.get(name, []) if not p.deleting]
+            failed = [p for p in live if p.finished]
+            live = [p for p in live if not p.finished]
+            if not stays:
+                self.delete += live
+                continue
+            self.delete += failed
+            if live:
+                self._dedupe(live)
+            elif runs and not failed and not self.by_node.get(name):
+                self.create.append(name)
+        for name, pods in self.by_node.items():
+            if name not in self.fits:
+                self.delete += [p for p in pods if not p.deleting]
+
+    def _dedupe(self, live: list[Pod]) -> None:
+        if len(live) < 2:
+            return
+        if self.surge:
+            new = next((p for p in live if self.is_new(p)), None)
+            old = next((p for p in live if not self.is_new(p)), None)
+            if new is not None and old is not None:
+                if self.available(new) or not self.available(old):
+                    self.delete.append(old)
+                self.delete += [p for p in live if p is not new and p is not old]
+                return
+        self.delete += live[1:]
+
+    def roll(self) -> None:
+        """RollingUpdate: replace old pods, at most `maxUnavailable` nodes without one."""
+        if self.ds.spec.update_strategy.type != "RollingUpdate" or self.create or self.delete:
+            return
+        unavailable = surging = 0
+        candidates: list[tuple[str, Pod]] = []
+        for name, (runs, _) in self.fits.items():
+            if not runs:
+                continue
+            pods = self.by_node.get(name, [])
+            old = next((p for p in pods if not self.is_new(p) and not p.deleting), None)
+            if any(self.available(p) for p in pods):
+                if old is not None:
+                    candidates.append((name, old))
+            else:
+                unavailable += 1
+                if old is not None:
+                    # It serves nobody: replacing it costs nothing.
+                    self.delete.append(old)
+            surging += len(pods) > 1
+        if self.surge:
+            lonely = [name for name, _ in candidates if len(self.by_node[name]) == 1]
+            self.create += lonely[: max(0, self.surge - surging)]
+        else:
+            room = max(0, self.max_unavailable - unavailable)
+            self.delete += [pod for _, pod in candidates[:room]]
+
+    def status(self) -> dict[str, int]:
+        counts = dict.fromkeys(("desired", "current", "mis", "ready", "available", "updated"), 0)
+        for name, (runs, _) in self.fits.items():
+            pods = [p for p in self.by_node.get(name, []) if not p.finished]
+            if not runs:
+                counts["mis"] += bool(pods)
+                continue
+            counts["desired"] += 1
+            if pods:
+                counts["current"] += 1
+                first = pods[0]
+                counts["ready"] += first.ready
+                counts["available"] += self.available(first)
+                counts["updated"] += self.is_new(first)
+        return {
+            "observedGeneration": self.ds.metadata.generation,
+            "desiredNumberScheduled": counts["desired"],
+            "currentNumberScheduled": counts["current"],
+            "numberMisscheduled": counts["mis"],
+            "numberReady": counts["ready"],
+            "numberAvailable": counts["available"],
+            "numberUnavailable": counts["desired"] - counts["available"],
+            "updatedNumberScheduled": counts["updated"],
+        }
+
+
+def plan_daemon_set(
+    ds: DaemonSet, pods: Sequence[Pod], nodes: Sequence[Node], update: str, now: dt.datetime
+) -> DaemonSetPlan:
+    """`update` is the hash of the current template's revision."""
+    template = daemon_template(ds.spec.template)
+    spec = msgspec.convert(template.get("spec") or {}, PodSpec)
+    planner = _Planner(ds, spec, pods, nodes, update, now)
+    if not ds.deleting:
+        planner.manage()
+        planner.roll()
+    status = planner.status()
+    return DaemonSetPlan(planner.create, planner.delete, status, planner.requeue_s)
+
+
+class DaemonSetController(PodOwner[DaemonSet]):
+    kind = DAEMON_SET
+    component = "daemonset-controller"
+
+    def __init__(self, cluster: Any) -> None:
+        super().__init__(cluster)
+        cluster.owned(kinds.CONTROLLER_REVISION)
+        self._nodes: Mapping[Key, Node] = cluster.informer(NODE).objects
+        cluster.informer(NODE).on_change(self._node_changed)
+
+    def selector(self, obj: DaemonSet) -> LabelSelector:
+        return obj.spec.selector
+
+    def _node_changed(self, change: Change[Node]) -> None:
+        old, new = change.old, change.new
+        if (
+            old is not None
+            and new is not None
+            and old.metadata.labels == new.metadata.labels
+            and old.spec.taints == new.spec.taints
+        ):
+            return
+        for key in self.objects:
+            self.queue.add(key)
+
+    async def sync(self, obj: DaemonSet) -> float | None:
+        pods = await self.claimed(obj)
+        if pods is None:
+            return None
+        revisions = await history.ensure_revision(
+            self.cluster, self.owner(obj), obj.spec.template, obj.status.collision_count
+        )
+        if revisions is None:
+            return None
+        update = revisions.update.metadata.labels.get(history.HASH_LABEL, "")
+        nodes = list(self._nodes.values())
+        plan = plan_daemon_set(obj, pods, nodes, update, self.cluster.now())
+        was = raw(obj.status)
+        changed = {k: v for k, v in plan.status.items() if was.get(k, 0) != v}
+        if changed:
+            await self.cluster.patch_status(self.kind, obj, changed)
+        waiting_s = self.expectations.pending_s(obj.metadata.uid)
+        if waiting_s is not None:
+            return waiting_s
+        await self._apply(obj, plan, update)
+        hashes = {p.metadata.labels.get(history.REVISION_LABEL) for p in pods}
+        used = {
+            r.metadata.name
+            for r in revisions.every
+            if r.metadata.labels.get(history.HASH_LABEL) in hashes
+        }
+        await history.truncate(self.cluster, revisions, used, obj.spec.revision_history_limit)
+        return plan.requeue_s
+
+    async def _apply(self, obj: DaemonSet, plan: DaemonSetPlan, update: str) -> None:
+        owner = self.owner(obj)
+        if plan.delete:
+            await self.control.delete(owner, plan.delete)
+        if not plan.create:
+            return
+        template = daemon_template(obj.spec.template)
+        meta = template.get("metadata") or {}
+        labels = {
+            **(meta.get("labels") or {}),
+            history.REVISION_LABEL: update,
+            GENERATION_LABEL: str(obj.metadata.generation),
+        }
+        template = {**template, "metadata": {**meta, "labels": labels}}
+        prefix = f"{obj.metadata.name}-"
+        bodies = [
+            PodTemplate(pinned(template, node), owner).generated(prefix) for node in plan.create
+        ]
+        error = await self.control.create(owner, bodies)
+        if error is not None and not is_namespace_going(error):
+            raise error

@@ -1,0 +1,300 @@
+"""StatefulSets: pods with names that stay, made, updated and removed in order.
+
+One pass makes the moves that are allowed now; with OrderedReady that is at most one. The next pod
+change brings the next pass. Source: pkg/controller/statefulset/stateful_set_control.go.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from podwire.controllers import history
+from podwire.controllers.podcontrol import PodTemplate, is_namespace_going
+from podwire.controllers.podowner import PodOwner
+from podwire.controllers.podstate import available_in_s
+from podwire.controllers.views import STATEFUL_SET, Pod, StatefulSet, raw
+from podwire.errors import AlreadyExistsError
+from podwire.objects import kinds
+from podwire.objects.meta import JsonObject, Kind, LabelSelector, Object
+
+POD_NAME_LABEL = "statefulset.kubernetes.io/pod-name"
+POD_INDEX_LABEL = "apps.kubernetes.io/pod-index"
+CLAIM: Kind[Object] = Kind(
+    "", "v1", "PersistentVolumeClaim", "persistentvolumeclaims", True, Object
+)
+
+
+def ordinal_of(obj: StatefulSet, pod: Pod) -> int | None:
+    parent, _, number = pod.metadata.name.rpartition("-")
+    return int(number) if parent == obj.metadata.name and number.isdigit() else None
+
+
+@dataclass(frozen=True)
+class Create:
+    ordinal: int
+    revision: str
+
+
+@dataclass(frozen=True)
+class StatefulSetPlan:
+    """What may be done now; `requeue_s`: when a Ready pod becomes available."""
+
+    create: list[Create] = field(default_factory=list)
+    delete: list[Pod] = field(default_factory=list)
+    status: dict[str, Any] = field(default_factory=dict)
+    requeue_s: float | None = None
+
+
+class _Planner:
+    """One pass over the ordinals. `current` and `update` are revision names."""
+
+    def __init__(
+        self,
+        obj: StatefulSet,
+        pods: Sequence[Pod],
+        current: str,
+        update: str,
+        now: dt.datetime,
+    ) -> None:
+        self.obj = obj
+        self.current, self.update = current, update
+        self.ordered = obj.spec.pod_management_policy != "Parallel"
+        self.start = obj.spec.ordinals.start
+        self.due = {
+            p.metadata.uid: available_in_s(p, obj.spec.min_ready_seconds, now) for p in pods
+        }
+        by_ordinal = {ordinal_of(obj, p): p for p in pods}
+        self.wanted = [
+            (i, by_ordinal.get(i)) for i in range(self.start, self.start + obj.spec.replicas)
+        ]
+        keep = {i for i, _ in self.wanted}
+        self.condemned = sorted(
+            ((i, p) for i, p in by_ordinal.items() if i is not None and i not in keep),
+            reverse=True,
+        )
+        self.create: list[Create] = []
+        self.delete: list[Pod] = []
+
+    def healthy(self, pod: Pod) -> bool:
+        return pod.status.phase == "Running" and pod.ready and not pod.deleting
+
+    def available(self, pod: Pod) -> bool:
+        return self.healthy(pod) and self.due[pod.metadata.uid] == 0
+
+    def first_unhealthy(self) -> Pod | None:
+        pods = [p for _, p in self.wanted if p is not None]
+        pods += [p for _, p in reversed(self.condemned)]
+        return next((p for p in pods if not self.healthy(p)), None)
+
+    def revision_for(self, ordinal: int) -> str:
+        """Old ordinals come back in the old version while an update is under way."""
+        strategy = self.obj.spec.update_strategy
+        if strategy.type != "RollingUpdate":
+            return self.update
+        if strategy.rolling_update is None:
+            kept = self.obj.status.current_replicas
+        else:
+            kept = strategy.rolling_update.partition
+        return self.current if ordinal < self.start + kept else self.update
+
+    def plan(self) -> None:
+        """Wanted pods upwards, surplus ones downwards, then updates; each may stop the rest."""
+        _ = self._fill() and self._shrink() and self._update()
+
+    def _fill(self) -> bool:
+        for ordinal, pod in self.wanted:
+            if pod is None:
+                self.create.append(Create(ordinal, self.revision_for(ordinal)))
+            elif pod.finished and not pod.deleting:
+                self.delete.append(pod)
+            elif self.available(pod):
+                continue
+            if self.ordered:
+                return False
+        return True
+
+    def _shrink(self) -> bool:
+        first = self.first_unhealthy()
+        for _, pod in self.condemned:
+            if pod.deleting:
+                if self.ordered:
+                    return False
+                continue
+            if self.ordered and not self.healthy(pod) and pod is not first:
+                return False
+            self.delete.append(pod)
+            if self.ordered:
+                return False
+        return True
+
+    def _update(self) -> bool:
+        strategy = self.obj.spec.update_strategy
+        if strategy.type == "OnDelete":
+            return True
+        partition = strategy.rolling_update.partition if strategy.rolling_update else 0
+        for ordinal, pod in reversed(self.wanted):
+            if ordinal < partition:
+                break
+            if pod is None or pod in self.delete:
+                return False
+            if revision_label(pod) != self.update and not pod.deleting:
+                self.delete.append(pod)
+                return False
+            if not self.available(pod):
+                return False
+        return True
+
+
+def revision_label(pod: Pod) -> str:
+    return pod.metadata.labels.get(history.REVISION_LABEL, "")
+
+
+def plan_stateful_set(
+    obj: StatefulSet, pods: Sequence[Pod], current: str, update: str, now: dt.datetime
+) -> StatefulSetPlan:
+    planner = _Planner(obj, pods, current, update, now)
+    if not obj.deleting:
+        planner.plan()
+    waits = [due for due in planner.due.values() if due]
+    status = _status(planner, [p for p in pods if not p.finished])
+    return StatefulSetPlan(planner.create, planner.delete, status, min(waits, default=None))
+
+
+def _status(planner: _Planner, pods: Sequence[Pod]) -> dict[str, Any]:
+    obj, current, update = planner.obj, planner.current, planner.update
+    ready = sum(planner.healthy(p) for p in pods)
+    going = [p for p in pods if not p.deleting]
+    updated = sum(revision_label(p) == update for p in going)
+    kept = sum(revision_label(p) == current for p in going)
+    if (
+        obj.spec.update_strategy.type == "RollingUpdate"
+        and updated == len(pods) == ready == obj.spec.replicas
+    ):
+        current, kept = update, updated
+    return {
+        "observedGeneration": obj.metadata.generation,
+        "replicas": len(pods),
+        "readyReplicas": ready,
+        "availableReplicas": sum(planner.available(p) for p in pods),
+        "currentReplicas": kept,
+        "updatedReplicas": updated,
+        "currentRevision": current,
+        "updateRevision": update,
+    }
+
+
+def pod_body(obj: StatefulSet, template: PodTemplate, create: Create) -> JsonObject:
+    """The pod of one ordinal, with its identity."""
+    name = f"{obj.metadata.name}-{create.ordinal}"
+    body = template.named(name)
+    meta = body["metadata"]
+    identity = {
+        POD_NAME_LABEL: name,
+        POD_INDEX_LABEL: str(create.ordinal),
+        history.REVISION_LABEL: create.revision,
+    }
+    return {**body, "metadata": {**meta, "labels": {**meta["labels"], **identity}}}
+
+
+def with_identity(obj: StatefulSet, template: JsonObject, ordinal: int) -> JsonObject:
+    """The template with hostname, subdomain and claims of one ordinal."""
+    spec = {**(template.get("spec") or {}), "hostname": f"{obj.metadata.name}-{ordinal}"}
+    if obj.spec.service_name:
+        spec["subdomain"] = obj.spec.service_name
+    claims = {
+        claim["metadata"]["name"]: {"claimName": claim_name(obj, claim, ordinal)}
+        for claim in obj.spec.volume_claim_templates
+    }
+    if claims:
+        others = [v for v in spec.get("volumes") or [] if v["name"] not in claims]
+        spec["volumes"] = others + [
+            {"name": name, "persistentVolumeClaim": source} for name, source in claims.items()
+        ]
+    return {**template, "spec": spec}
+
+
+def claim_name(obj: StatefulSet, claim: JsonObject, ordinal: int) -> str:
+    return f"{claim['metadata']['name']}-{obj.metadata.name}-{ordinal}"
+
+
+class StatefulSetController(PodOwner[StatefulSet]):
+    kind = STATEFUL_SET
+    component = "statefulset-controller"
+
+    def __init__(self, cluster: Any) -> None:
+        super().__init__(cluster)
+        cluster.owned(kinds.CONTROLLER_REVISION)
+
+    def selector(self, obj: StatefulSet) -> LabelSelector:
+        return obj.spec.selector
+
+    async def sync(self, obj: StatefulSet) -> float | None:
+        pods = await self.claimed(obj)
+        if pods is None:
+            return None
+        revisions = await history.ensure_revision(
+            self.cluster, self.owner(obj), obj.spec.template, obj.status.collision_count
+        )
+        if revisions is None:
+            return None
+        update = revisions.update.metadata.name
+        current = obj.status.current_revision or update
+        if revisions.named(current) is None:
+            current = update
+        pods = [p for p in pods if ordinal_of(obj, p) is not None]
+        plan = plan_stateful_set(obj, pods, current, update, self.cluster.now())
+        waiting_s = self.expectations.pending_s(obj.metadata.uid)
+        await self._write_status(obj, plan)
+        if waiting_s is not None:
+            return waiting_s
+        await self._apply(obj, plan, revisions)
+        used = {revision_label(p) for p in pods} | {current, update}
+        await history.truncate(self.cluster, revisions, used, obj.spec.revision_history_limit)
+        return plan.requeue_s
+
+    async def _apply(
+        self, obj: StatefulSet, plan: StatefulSetPlan, revisions: history.Revisions
+    ) -> None:
+        owner = self.owner(obj)
+        bodies = []
+        for create in plan.create:
+            revision = revisions.named(create.revision) or revisions.update
+            template = with_identity(obj, history.template_of(revision), create.ordinal)
+            await self._ensure_claims(obj, create.ordinal)
+            bodies.append(pod_body(obj, PodTemplate(template, owner), create))
+        if bodies:
+            error = await self.control.create(owner, bodies)
+            # A pod of that name that is not ours, or ours not seen yet: look again later.
+            if error is not None and not is_namespace_going(error):
+                raise error
+        if plan.delete:
+            await self.control.delete(owner, plan.delete)
+
+    async def _ensure_claims(self, obj: StatefulSet, ordinal: int) -> None:
+        if not obj.spec.volume_claim_templates or not self.cluster.resources.has(CLAIM):
+            return
+        for claim in obj.spec.volume_claim_templates:
+            meta = claim.get("metadata") or {}
+            labels = {**(meta.get("labels") or {}), **(obj.spec.selector.match_labels or {})}
+            body = {
+                "metadata": {
+                    **meta,
+                    "name": claim_name(obj, claim, ordinal),
+                    "namespace": obj.metadata.namespace,
+                    "labels": labels,
+                },
+                "spec": claim.get("spec") or {},
+            }
+            try:
+                await self.cluster.api.create(CLAIM, body, obj.metadata.namespace)
+            except AlreadyExistsError:
+                continue
+
+    async def _write_status(self, obj: StatefulSet, plan: StatefulSetPlan) -> None:
+        was = raw(obj.status)
+        changed = {k: v for k, v in plan.status.items() if was.get(k, type(v)()) != v}
+        if changed:
+            await self.cluster.patch_status(self.kind, obj, changed)
