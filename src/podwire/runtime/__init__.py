@@ -4,7 +4,8 @@
 
 A container runs in one of three ways behind one shape (`containers.RunningContainer`): a stand-in
 (sockets held by the node's stand-in process), one of podwire's own programs forked by a `Spawner`,
-or an OCI container. Everything needed to resume after a crash is in `NODE_DIR/pods/UID/` and the API.
+or an OCI container. Everything needed to resume after a crash is in `NODE_DIR/pods/UID/` and in the
+API.
 """
 
 from __future__ import annotations

@@ -128,7 +128,7 @@ class Stdin(Protocol):
 
 
 class ExecProcess(Protocol):
-    """A process started inside a container. With a tty, `stderr` is None and stdout carries both."""
+    """A process started inside a container. With a tty `stderr` is None, stdout carries both."""
 
     stdin: Stdin | None
     stdout: asyncio.StreamReader

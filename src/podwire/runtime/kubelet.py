@@ -1,0 +1,221 @@
+"""The kubelet's part of a node: who wires everything together and owns the pod workers.
+
+    register -> adopt what an earlier agent left -> sweep -> watch pods -> one worker per pod
+
+It keeps nothing that cannot be found again: killed at any moment and started anew, it adopts every
+running sandbox, stand-in and container without touching them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from podwire.client import Api, Change, Informer
+from podwire.cni import PodNetwork
+from podwire.errors import KernelError
+from podwire.objects import kinds
+from podwire.objects.core import Pod
+from podwire.runtime import EXIT_NODE_REMOVED
+from podwire.runtime import sandbox as sandboxes
+from podwire.runtime.config import KubeletConfig
+from podwire.runtime.containers import ContainerRuntime, Spawner
+from podwire.runtime.events import PodEvents
+from podwire.runtime.hostfiles import NO_RESOLVER, ResolvConf
+from podwire.runtime.launch import Host, PolicyReady, no_policy
+from podwire.runtime.node import NodeRegistration, NodeRemovedError, render_node_status
+from podwire.runtime.podspec import SpecBuilder
+from podwire.runtime.sandbox import Sandbox
+from podwire.runtime.standins import StandinClient
+from podwire.runtime.worker import PodWorker
+
+_LOG = logging.getLogger(__name__)
+_STANDINS_WAIT_S = 5.0
+
+
+class Kubelet:
+    """Construct it inside the node's network namespace and `run` it on the agent's event loop.
+
+    `builtins` maps a built-in image's NAME to its entry point "module:function".
+    """
+
+    def __init__(
+        self,
+        config: KubeletConfig,
+        api: Api,
+        network: PodNetwork,
+        *,
+        runtime: ContainerRuntime | None = None,
+        spawner: Spawner | None = None,
+        builtins: Mapping[str, str] | None = None,
+        policy_ready: PolicyReady = no_policy,
+        node_dns: ResolvConf = NO_RESOLVER,
+    ) -> None:
+        version = f"{runtime.name}://{runtime.version}" if runtime else "podwire://standin"
+        allocatable = render_node_status(config, version, "")["allocatable"]
+        self.config = config
+        self.registration = NodeRegistration(config, api, version)
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="pod-network")
+        self._host = Host(
+            config=config,
+            api=api,
+            network=network,
+            network_thread=self._thread,
+            standins=StandinClient(config.standin_socket),
+            events=PodEvents(api, config.node_name),
+            specs=SpecBuilder(config, api, allocatable),
+            runtime=runtime,
+            spawner=spawner,
+            builtins=builtins or {},
+            policy_ready=policy_ready,
+            node_dns=node_dns,
+        )
+        self._pods = Informer(api, kinds.POD, field_selector=f"spec.nodeName={config.node_name}")
+        self._workers: dict[str, PodWorker] = {}
+        self._idle = asyncio.Event()
+        self.ready = asyncio.Event()
+
+    @property
+    def host(self) -> Host:
+        return self._host
+
+    @property
+    def pods(self) -> Mapping[str, PodWorker]:
+        """The workers by pod UID."""
+        return self._workers
+
+    def find(self, namespace: str, name: str) -> PodWorker | None:
+        return next(
+            (
+                worker
+                for worker in self._workers.values()
+                if worker.pod.metadata.name == name and worker.pod.metadata.namespace == namespace
+            ),
+            None,
+        )
+
+    async def run(self) -> int:
+        """Until cancelled, or until the Node is deleted: then everything is stopped and the
+        result is `EXIT_NODE_REMOVED`."""
+        self.config.pods_dir.mkdir(parents=True, exist_ok=True)
+        try:
+            await self.registration.register()
+        except NodeRemovedError:
+            return await self._leave()
+        background: list[Coroutine[Any, Any, None]] = [
+            self._host.standins.run(),
+            self._host.events.run(),
+            self.registration.keep_lease(),
+            self.registration.watch(),
+            self._pods.run(),
+        ]
+        tasks = [asyncio.create_task(work) for work in background]
+        removed = asyncio.ensure_future(self.registration.removed.wait())
+        try:
+            await self._resume()
+            self.ready.set()
+            await asyncio.wait([removed, *tasks], return_when=asyncio.FIRST_COMPLETED)
+            if not removed.done():
+                for task in tasks:
+                    if task.done():
+                        task.result()
+            return await self._leave()
+        finally:
+            removed.cancel()
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(removed, *tasks, return_exceptions=True)
+            for worker in self._workers.values():
+                worker.abandon()
+            self._thread.shutdown(wait=False, cancel_futures=True)
+
+    # -- start -------------------------------------------------------------------------------------
+
+    async def _resume(self) -> None:
+        records = list(sandboxes.load_all(self.config.pods_dir))
+        await self._pods.synced.wait()
+        if records:
+            await self._wait_standins()
+        pods = {pod.metadata.uid: pod for pod in self._pods.objects.values()}
+        for record in records:
+            pod = pods.get(record.uid)
+            if pod is None:
+                await self._remove_left_over(record)
+                continue
+            worker = self._worker(pod)
+            await worker.adopt(record)
+        self._stop_unknown_standins()
+        valid = {w.sandbox.id for w in self._workers.values() if w.sandbox is not None}
+        await self._in_thread(lambda: self._host.network.sweep(valid))
+        self._pods.on_change(self._changed)
+        for worker in self._workers.values():
+            worker.wake()
+
+    async def _wait_standins(self) -> None:
+        try:
+            async with asyncio.timeout(_STANDINS_WAIT_S):
+                await self._host.standins.connected.wait()
+        except TimeoutError:
+            _LOG.warning("the stand-in process of node %s is not there", self.config.node_name)
+
+    async def _remove_left_over(self, record: Sandbox) -> None:
+        """The pod was deleted while no agent ran."""
+        if self._host.runtime is not None:
+            await self._host.runtime.remove_pod(record.uid)
+        if not record.host_network:
+            try:
+                await self._in_thread(lambda: self._host.network.delete(record.id))
+            except KernelError as error:
+                _LOG.warning("sandbox %s: %s", record.id, error)
+        sandboxes.forget(self.config.pods_dir, record.uid)
+
+    def _stop_unknown_standins(self) -> None:
+        for held in list(self._host.standins.held.values()):
+            self._host.standins.stop(held.id)
+
+    async def _in_thread(self, call: Callable[[], object]) -> None:
+        await asyncio.get_running_loop().run_in_executor(self._thread, call)
+
+    # -- pods --------------------------------------------------------------------------------------
+
+    def _worker(self, pod: Pod) -> PodWorker:
+        worker = PodWorker(self._host, pod, self._forget)
+        self._workers[pod.metadata.uid] = worker
+        return worker
+
+    def _forget(self, uid: str) -> None:
+        self._workers.pop(uid, None)
+        if not self._workers:
+            self._idle.set()
+
+    def _changed(self, change: Change[Pod]) -> None:
+        if change.new is None:
+            assert change.old is not None
+            worker = self._workers.get(change.old.metadata.uid)
+            if worker is not None:
+                worker.remove()
+            return
+        worker = self._workers.get(change.new.metadata.uid)
+        if worker is not None:
+            worker.update(change.new)
+        else:
+            self._worker(change.new).wake()
+
+    # -- the end -----------------------------------------------------------------------------------
+
+    async def _leave(self) -> int:
+        """The Node was deleted: end every pod of it, leave nothing behind."""
+        _LOG.info("node %s was removed", self.config.node_name)
+        self._idle.clear()
+        for worker in list(self._workers.values()):
+            worker.remove()
+        if self._workers:
+            await self._idle.wait()
+        for record in list(sandboxes.load_all(self.config.pods_dir)):
+            await self._remove_left_over(record)
+        await self._in_thread(lambda: self._host.network.sweep(set()))
+        self.registration.forget()
+        return EXIT_NODE_REMOVED
