@@ -235,7 +235,7 @@ def _check_sizes(spec: LabSpec) -> None:
 
 def _check_overlaps(spec: LabSpec) -> None:
     for (left, what), (right, other) in itertools.combinations(_named_networks(spec), 2):
-        if left.version == right.version and left.overlaps(right):  # type: ignore[arg-type]
+        if left.version == right.version and left.overlaps(right):
             raise AddressError(f"{what} {left} overlaps the {other} {right}")
 
 

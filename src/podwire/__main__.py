@@ -1,0 +1,5 @@
+"""`python -m podwire`: the command line."""
+
+from podwire.cli import main
+
+main()

@@ -1,0 +1,315 @@
+"""`up`, `down`, `status`, `node`, `link`, `publish`, `check`: a lab's life."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+from podwire.cli.output import (
+    lab_option,
+    output_option,
+    print_structured,
+    print_table,
+    progress,
+)
+from podwire.errors import UsageError
+from podwire.lab import Lab, kubeconfig, launch, manifests
+from podwire.lab import spec as specs
+from podwire.lab.paths import LabPaths
+from podwire.lab.spec import LabSpec
+from podwire.lab.waiting import Readiness
+
+
+@click.command()
+@click.argument("name", required=False)
+@lab_option
+@click.option("--nodes", type=int, default=None, help="How many nodes (default 1).")
+@click.option("--zones", default="", help="Zones the nodes are dealt to, e.g. a,b,c.")
+@click.option("-f", "--filename", "files", multiple=True, metavar="PATH", help="Manifests to apply.")
+@click.option("-n", "--namespace", default="default", help="For objects that name none.")
+@click.option("--network", type=click.Choice(("routed", "kubenet")), default="routed")
+@click.option("--overlay", type=click.Choice(("none", "vxlan")), default="none")
+@click.option(
+    "--hairpin-mode",
+    type=click.Choice(("hairpin-veth", "promiscuous-bridge", "none")),
+    default="hairpin-veth",
+    help="kubenet: how a pod reaches itself through a Service.",
+)
+@click.option("--ip-family", type=click.Choice(("ipv4", "ipv6", "dual")), default="ipv4")
+@click.option("--pod-cidr", "pod_cidrs", multiple=True, help="Cluster CIDR, one per family.")
+@click.option("--service-cidr", "service_cidrs", multiple=True, help="One per family.")
+@click.option("--node-mask", type=int, default=0, help="Prefix length of a node's pod CIDR.")
+@click.option(
+    "--non-masquerade-cidr", "non_masquerade", multiple=True, help="Reached unmasqueraded."
+)
+@click.option("--mtu", type=int, default=0, help="MTU of pods (default: derived).")
+@click.option("--max-pods", type=int, default=1000, help="Pods per node.")
+@click.option(
+    "--publish", multiple=True, metavar="[HOST:]PORT:TARGET", help="e.g. 8080:svc/shop/web:80"
+)
+@click.option("--probe-delays", type=click.Choice(("standin", "manifest")), default="standin")
+@click.option("--state", "state_dir", default="", metavar="DIR", help="Keep the store there.")
+@click.option("--plan", "plan_file", default="", metavar="FILE", help="Build a `podwire plan`.")
+@click.option("--wait", "wait", default="60s", help="How long to wait until Ready (0: do not).")
+@click.option("--kubeconfig/--no-kubeconfig", "merge", default=True, help="Merge into yours.")
+@output_option
+def up(name: str | None, lab: str | None, files: tuple[str, ...], **options: Any) -> None:
+    """Build the lab NAME (or reconcile it) and apply manifests."""
+    started = time.monotonic()
+    # Read first: a manifest that is not YAML must not leave half a lab.
+    documents = manifests.load(files)
+    spec = _spec(name or lab or launch.choose(None), options)
+    timeout_s = parse_duration(options["wait"])
+    target = Lab.from_spec(spec)
+    with progress(f"lab {spec.name}: building") as say:
+        built = target.up(lambda step: say(f"lab {spec.name}: {step}"))
+        if options["merge"]:
+            _merge_kubeconfig(target)
+        if documents:
+            say(f"lab {spec.name}: applying {len(documents)} objects")
+            target.apply_documents(documents, namespace=options["namespace"], wait_s=None)
+        if timeout_s:
+            target.wait_ready(timeout_s, lambda found: say(_progress_line(spec.name, found)))
+    took = time.monotonic() - started
+    status = target.status()
+    if print_structured(status, options["output"]):
+        return
+    verb = "is up" if built else "was up already and is reconciled"
+    click.echo(f"lab {spec.name} {verb} ({took:.2f} s)")
+    print_nodes(target)
+    if documents:
+        print_pods(target)
+    hint = "" if options["merge"] else f"export KUBECONFIG={status.kubeconfig}; "
+    click.echo(f"{hint}kubectl get pods -A -o wide; podwire reach --live; podwire down {spec.name}")
+
+
+def _progress_line(name: str, found: Readiness) -> str:
+    return (
+        f"lab {name}: {found.nodes_ready}/{found.nodes} nodes, "
+        f"{found.pods_ready}/{found.pods} pods ready"
+    )
+
+
+def _spec(name: str, options: dict[str, Any]) -> LabSpec:
+    current = launch.read_spec(LabPaths.of(name)) if launch.running(name) else None
+    zones = tuple(zone for zone in options["zones"].split(",") if zone)
+    planned = _planned(options["plan_file"])
+    count = options["nodes"] or planned.pop("nodes", 0)
+    nodes = specs.make_nodes(count or (len(current.nodes) if current else 1), zones)
+    if current is not None:
+        # `up` again: what the command does not say stays as it is.
+        nodes = current.nodes + tuple(n for n in nodes if current.node(n.name) is None)
+        if count and count < len(current.nodes):
+            raise UsageError(
+                f"lab {name}: has {len(current.nodes)} nodes; remove one with `kubectl delete node`"
+            )
+    fields = {
+        "network": options["network"],
+        "overlay": options["overlay"],
+        "hairpin_mode": options["hairpin_mode"],
+        "ip_family": options["ip_family"],
+        "pod_cidrs": options["pod_cidrs"],
+        "service_cidrs": options["service_cidrs"],
+        "node_mask": options["node_mask"],
+        "non_masquerade_cidrs": options["non_masquerade"],
+        "mtu": options["mtu"],
+        "max_pods": options["max_pods"],
+        "probe_delays": options["probe_delays"],
+        "state_dir": str(Path(options["state_dir"]).absolute()) if options["state_dir"] else "",
+    } | planned
+    if current is not None:
+        fields = {
+            key: getattr(current, key) if _is_default(key, value) else value
+            for key, value in fields.items()
+        }
+    publish = tuple(specs.parse_publish(text) for text in options["publish"])
+    return LabSpec(name=name, nodes=nodes, publish=publish, **fields)
+
+
+def _is_default(key: str, value: object) -> bool:
+    return bool(value == getattr(LabSpec(), key))
+
+
+def _planned(path: str) -> dict[str, Any]:
+    if not path:
+        return {}
+    from podwire.explain.plan import parse_plan
+
+    plan = parse_plan(Path(path).read_text(encoding="utf-8"))
+    return plan.lab_options()
+
+
+def _merge_kubeconfig(lab: Lab) -> None:
+    import yaml
+
+    config = yaml.load(lab.paths.kubeconfig.read_text(), yaml.CSafeLoader)
+    kubeconfig.merge(kubeconfig.user_file(), config)
+
+
+def parse_duration(text: str) -> float:
+    """`60s`, `2m`, `500ms` or a plain number of seconds."""
+    for unit, factor in (("ms", 1e-3), ("s", 1.0), ("m", 60.0), ("h", 3600.0)):
+        if text.endswith(unit):
+            text, scale = text.removesuffix(unit), factor
+            break
+    else:
+        scale = 1.0
+    try:
+        return float(text) * scale
+    except ValueError as error:
+        raise UsageError(f"{text!r} is not a duration; write 60s, 2m or 500ms") from error
+
+
+def print_nodes(lab: Lab) -> None:
+    rows = [
+        [
+            node.name,
+            "Ready" if node.ready else "NotReady",
+            node.zone,
+            ",".join(node.addresses),
+            str(node.pid),
+        ]
+        for node in lab.status().nodes
+    ]
+    print_table("Nodes", ["Node", "Status", "Zone", "Addresses", "Agent pid"], rows)
+
+
+def print_pods(lab: Lab) -> None:
+    rows = []
+    for pod in lab.pods():
+        ready = sum(status.ready for status in pod.status.container_statuses)
+        rows.append(
+            [
+                pod.metadata.namespace,
+                pod.metadata.name,
+                f"{ready}/{len(pod.spec.containers)}",
+                pod.status.phase,
+                ",".join(entry.ip for entry in pod.status.pod_ips),
+                pod.spec.node_name,
+            ]
+        )
+    print_table("Pods", ["Namespace", "Pod", "Ready", "Status", "Addresses", "Node"], rows)
+
+
+@click.command()
+@click.argument("name", required=False)
+@lab_option
+@click.option("--all", "everything", is_flag=True, help="Every lab of this user.")
+def down(name: str | None, lab: str | None, everything: bool) -> None:
+    """Remove the lab NAME: processes, namespaces, files. State kept with --state stays."""
+    names = launch.labs() if everything else [launch.choose(name or lab)]
+    for each in names:
+        removed = launch.down(each)
+        kubeconfig.unmerge(kubeconfig.user_file(), each)
+        click.echo(f"lab {each}: removed" if removed else f"lab {each}: was not there")
+
+
+@click.command()
+@click.argument("name", required=False)
+@lab_option
+@output_option
+def status(name: str | None, lab: str | None, output: str) -> None:
+    """Tell the health of every component and node."""
+    chosen = launch.choose(name or lab)
+    found = Lab(chosen).status()
+    if print_structured(found, output):
+        return
+    click.echo(
+        f"lab {found.lab}: {found.network}"
+        + (f", {found.overlay} overlay" if found.overlay != "none" else "")
+        + f", {found.ip_family}; kubeconfig {found.kubeconfig}"
+    )
+    print_table(
+        "Components",
+        ["Component", "Pid", "Health", "Restarts"],
+        [
+            [c.name, str(c.pid), "healthy" if c.healthy else "restarting", str(c.restarts)]
+            for c in found.components
+        ],
+    )
+    print_nodes(Lab(chosen))
+    for line in found.published:
+        click.echo(f"published {line}")
+    for impairment in found.impairments:
+        click.echo(f"impaired {impairment}")
+    for feature, why in found.unsupported.items():
+        click.echo(f"not on this machine: {feature}: {why}")
+
+
+@click.group()
+def node() -> None:
+    """Add and remove nodes of a running lab."""
+
+
+@node.command("add")
+@click.argument("name", required=False, default="")
+@click.option("--zone", default="", help="The node's zone.")
+@lab_option
+def node_add(name: str, zone: str, lab: str | None) -> None:
+    """Add a node and wait until it is Ready."""
+    added = Lab(launch.choose(lab)).add_node(name, zone)
+    click.echo(f"node/{added} added")
+
+
+@node.command("remove")
+@click.argument("name")
+@lab_option
+def node_remove(name: str, lab: str | None) -> None:
+    """Remove a node, as `kubectl delete node` does."""
+    from podwire.objects import kinds
+
+    target = Lab(launch.choose(lab))
+    launch.require_running(target.name)
+    target.call(lambda api: api.delete(kinds.NODE, name))
+    click.echo(f"node/{name} removed")
+
+
+@click.command()
+@click.argument("a")
+@click.argument("b")
+@click.argument("impairment", nargs=-1, required=True)
+@lab_option
+@output_option
+def link(
+    a: str, b: str, impairment: tuple[str, ...], lab: str | None, output: str
+) -> None:
+    """Impair the link between nodes A and B: up, down, loss 5%, rate 10mbit, delay 50ms."""
+    name = launch.choose(lab)
+    launch.require_running(name)
+    found = Lab(name).link(a, b, *impairment)
+    if not print_structured(found, output):
+        click.echo(f"link {a} {b}: {' '.join(impairment)}")
+
+
+@click.command()
+@click.argument("publish")
+@lab_option
+def publish(publish: str, lab: str | None) -> None:
+    """Relay a loopback port of this machine into the lab: [HOST:]PORT:TARGET."""
+    name = launch.choose(lab)
+    port = Lab(name).publish(publish)
+    click.echo(f"127.0.0.1:{port} -> {specs.parse_publish(publish).target}")
+
+
+@click.command()
+@output_option
+def check(output: str) -> None:
+    """Tell what this machine's kernel offers to labs."""
+    from podwire.kernel import features
+
+    found = features.probe()
+    if print_structured(found, output):
+        return
+    missing = found.missing()
+    rows = [
+        [name, "no" if name in missing else "yes", missing.get(name, "")]
+        for name in found.__struct_fields__
+        if isinstance(getattr(found, name), bool)
+    ]
+    print_table("Kernel features", ["Feature", "There", "Without it"], rows)
+
+
+

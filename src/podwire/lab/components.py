@@ -1,0 +1,152 @@
+"""The processes of a lab: what the holder forks, each started with a `Context`.
+
+Here the rooms meet; nothing is decided. Every function runs one component until it is told to stop
+and never returns otherwise.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+from collections.abc import Coroutine
+from typing import Any
+
+import uvloop
+
+from podwire.agents import node as node_agent
+from podwire.apiserver.app import ApiServer, ServerConfig
+from podwire.client import Api, Endpoint
+from podwire.controllers.config import ControllerConfig
+from podwire.controllers.manager import run as run_controllers
+from podwire.lab import publish as relay
+from podwire.lab.holder import Context
+from podwire.lab.spec import API_PORT
+from podwire.lab.wire import ForkSpawner
+from podwire.runtime.config import KubeletConfig
+from podwire.runtime.standin import StandinConfig
+from podwire.runtime.standin import main as standin_main
+
+_NODE_LABELS = {
+    "kubernetes.io/os": "linux",
+    "beta.kubernetes.io/os": "linux",
+}
+
+
+def _run(main: Coroutine[Any, Any, int | None]) -> None:
+    """Run one component's coroutine; SIGTERM cancels it."""
+
+    async def supervised() -> int:
+        task = asyncio.ensure_future(main)
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+        with contextlib.suppress(asyncio.CancelledError):
+            return await task or 0
+        return 0
+
+    logging.basicConfig(
+        level=logging.INFO,
+        format="%(asctime)s %(name)s %(levelname)s %(message)s",
+        force=True,
+    )
+    logging.getLogger("asyncio").setLevel(logging.WARNING)
+    logging.getLogger("aiohttp.access").setLevel(logging.WARNING)
+    raise SystemExit(uvloop.run(supervised()))
+
+
+def _api(context: Context, name: str) -> Api:
+    return Api(Endpoint(unix_socket=context.paths.api_socket), user_agent=name)
+
+
+def apiserver(context: Context) -> None:
+    _run(_apiserver(context))
+
+
+async def _apiserver(context: Context) -> None:
+    spec, paths = context.spec, context.paths
+    state = paths.state(spec.state_dir)
+    server = ApiServer(
+        ServerConfig(
+            store=state / "store.db",
+            pki_dir=state / "pki",
+            unix_socket=paths.api_socket,
+            tls_sockets=(context.api_socket,),
+            tls_addresses=((str(spec.api_address), API_PORT),),
+            service_cidrs=spec.service_networks(),
+            kubelet_socket=lambda node: paths.node(node) / "kubelet.sock",
+        )
+    )
+    await server.start()
+    try:
+        await asyncio.Event().wait()
+    finally:
+        await server.stop()
+
+
+def controllers(context: Context) -> None:
+    _run(_controllers(context))
+
+
+async def _controllers(context: Context) -> None:
+    spec = context.spec
+    ca = context.paths.state(spec.state_dir) / "pki" / "ca.crt"
+    async with _api(context, "podwire-controllers") as api:
+        await api.wait_healthy()
+        config = ControllerConfig(
+            cluster_cidrs=spec.pod_networks(),
+            node_masks=spec.node_masks(),
+            ca_text=ca.read_text(),
+            service_cidrs=spec.service_networks(),
+        )
+        await run_controllers(api, config)
+
+
+def standin(context: Context) -> None:
+    assert context.node is not None
+    standin_main(
+        StandinConfig(
+            socket=context.paths.node(context.node.name) / "standin.sock",
+            node_name=context.node.name,
+        )
+    )
+
+
+def agent(context: Context) -> None:
+    _run(_agent(context))
+
+
+async def _agent(context: Context) -> int:
+    assert context.node is not None
+    spec, paths, node = context.spec, context.paths, context.node
+    zone = {"topology.kubernetes.io/zone": node.zone} if node.zone else {}
+    kubelet = KubeletConfig(
+        node_name=node.name,
+        node_ips=spec.node_addresses(node),
+        node_dir=paths.node(node.name),
+        pins_dir=paths.pod_pins,
+        images_dir=paths.images,
+        boot_id=context.incarnation,
+        labels=_NODE_LABELS | {"kubernetes.io/hostname": node.name} | zone,
+        cluster_dns=tuple(str(address) for address in spec.cluster_dns),
+        probe_delays=spec.probe_delays,
+        max_pods=spec.max_pods,
+        families=spec.families,
+    )
+    async with _api(context, f"podwire-agent-{node.name}") as api:
+        await api.wait_healthy()
+        return await node_agent.run(
+            api,
+            kubelet,
+            spec.network_config(),
+            spawner=ForkSpawner(paths.control_socket),
+        )
+
+
+def publish(context: Context) -> None:
+    _run(_publish(context))
+
+
+async def _publish(context: Context) -> None:
+    async with _api(context, "podwire-publish") as api:
+        await api.wait_healthy()
+        await relay.run(api, context.paths.node_pins, context.publish_sockets, context.spec.publish)

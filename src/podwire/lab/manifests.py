@@ -1,0 +1,364 @@
+"""Manifests as people keep them, applied to an API server.
+
+    files -> documents with file:line -> kinds by discovery -> create, or three-way merge
+
+The merge is the one `kubectl apply` does for kinds without a merge strategy: last applied
+configuration, new manifest and live object give a JSON merge patch (RFC 7386), lists whole.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import yaml
+
+from podwire.client import Api, PatchType
+from podwire.errors import AlreadyExistsError, ApiError, NotFoundError, PodwireError, UsageError
+from podwire.objects.meta import JsonObject
+
+LAST_APPLIED = "kubectl.kubernetes.io/last-applied-configuration"
+_SUFFIXES = (".yaml", ".yml", ".json")
+# What others lean on goes first; workloads last, so that they find their configuration.
+_ORDER = (
+    "Namespace",
+    "CustomResourceDefinition",
+    "PriorityClass",
+    "ServiceAccount",
+    "Secret",
+    "ConfigMap",
+    "Service",
+)
+_CONCURRENCY = 32
+
+
+@dataclass(frozen=True)
+class Document:
+    """One object of a manifest and where it was read."""
+
+    origin: str
+    obj: JsonObject
+
+    @property
+    def kind(self) -> str:
+        return str(self.obj.get("kind", ""))
+
+    @property
+    def api_version(self) -> str:
+        return str(self.obj.get("apiVersion", ""))
+
+    @property
+    def name(self) -> str:
+        return str((self.obj.get("metadata") or {}).get("name", ""))
+
+
+@dataclass(frozen=True)
+class Applied:
+    """What became of one document: `created`, `configured`, `unchanged` or `deleted`."""
+
+    document: Document
+    namespace: str
+    resource: str
+    verdict: str
+    live: JsonObject = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return f"{self.resource}/{self.document.name} {self.verdict}"
+
+
+# --- reading ------------------------------------------------------------------------------------
+
+
+def load(paths: Sequence[str | Path]) -> list[Document]:
+    """Every object in the files, folders (recursively) and `-` (standard input), in order."""
+    return [document for path in paths for document in _load_path(str(path))]
+
+
+def _load_path(path: str) -> Iterator[Document]:
+    if path == "-":
+        yield from parse(sys.stdin.read(), "<stdin>")
+        return
+    if path.startswith(("http://", "https://")):
+        raise UsageError(
+            f"{path}: podwire does not reach out of the machine; "
+            f"`curl -L {path} | podwire apply -f -`"
+        )
+    found = Path(path)
+    if found.is_dir():
+        files = sorted(f for f in found.rglob("*") if f.suffix in _SUFFIXES and f.is_file())
+        if not files:
+            raise UsageError(f"{path}: holds no {', '.join(_SUFFIXES)} file")
+    elif found.is_file():
+        files = [found]
+    else:
+        raise UsageError(f"{path}: no such file or folder")
+    for file in files:
+        yield from parse(file.read_text(encoding="utf-8"), str(file))
+
+
+def parse(text: str, origin: str) -> Iterator[Document]:
+    """The objects of one YAML or JSON text; a `List` is taken apart."""
+    try:
+        loader = yaml.CSafeLoader(text)
+        while loader.check_node():
+            node = loader.get_node()
+            if node is not None:
+                yield from _documents(
+                    loader.construct_document(node), f"{origin}:{node.start_mark.line + 1}"
+                )
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{origin}:{mark.line + 1}" if mark else origin
+        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise UsageError(f"{where}: not YAML: {problem}") from error
+
+
+def _documents(value: Any, origin: str) -> Iterator[Document]:
+    if value is None:
+        return
+    if not isinstance(value, dict):
+        raise UsageError(f"{origin}: expected a Kubernetes object, found {type(value).__name__}")
+    if str(value.get("kind", "")).endswith("List") and isinstance(value.get("items"), list):
+        for item in value["items"]:
+            yield from _documents(item, origin)
+        return
+    document = Document(origin, value)
+    for name in ("apiVersion", "kind"):
+        if not isinstance(value.get(name), str) or not value[name]:
+            raise UsageError(f"{origin}: Object '{name}' is missing")
+    if not document.name and not (value.get("metadata") or {}).get("generateName"):
+        raise UsageError(f"{origin}: {document.kind}: metadata.name is missing")
+    yield document
+
+
+# --- applying -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Resource:
+    plural: str
+    namespaced: bool
+    group: str
+
+    def __str__(self) -> str:
+        return f"{self.plural}.{self.group}" if self.group else self.plural
+
+
+class Applier:
+    """Applies documents to one API server; discovery is asked once per group and version."""
+
+    def __init__(self, api: Api, namespace: str = "default") -> None:
+        self._api = api
+        self._namespace = namespace
+        self._discovered: dict[str, asyncio.Task[dict[str, _Resource]]] = {}
+        self._limit = asyncio.Semaphore(_CONCURRENCY)
+
+    async def apply(self, documents: Sequence[Document]) -> list[Applied]:
+        """Create or update all, in dependency order; every failure is collected, then raised."""
+        done: list[Applied | BaseException] = []
+        for stage in _stages(documents):
+            done += await asyncio.gather(*map(self._apply_one, stage), return_exceptions=True)
+        return _checked(done)
+
+    async def delete(self, documents: Sequence[Document]) -> list[Applied]:
+        done: list[Applied | BaseException] = []
+        for stage in reversed(list(_stages(documents))):
+            done += await asyncio.gather(*map(self._delete_one, stage), return_exceptions=True)
+        return _checked(done)
+
+    async def _resource(self, document: Document) -> _Resource:
+        version = document.api_version
+        task = self._discovered.get(version)
+        if task is None:
+            task = self._discovered[version] = asyncio.create_task(self._discover(version))
+        found = (await task).get(document.kind)
+        if found is None:
+            # A CRD applied a moment ago may have added it.
+            self._discovered.pop(version, None)
+            raise UsageError(
+                f"{document.origin}: no matches for kind {document.kind!r} in version {version!r}"
+            )
+        return found
+
+    async def _discover(self, version: str) -> dict[str, _Resource]:
+        path = f"/apis/{version}" if "/" in version else f"/api/{version}"
+        try:
+            listing = msgspec.json.decode(await self._api.request("GET", path))
+        except NotFoundError:
+            return {}
+        group = version.rpartition("/")[0]
+        return {
+            entry["kind"]: _Resource(entry["name"], entry["namespaced"], group)
+            for entry in listing["resources"]
+            if "/" not in entry["name"]
+        }
+
+    async def _where(self, document: Document) -> tuple[_Resource, str, str]:
+        """The resource, the namespace and the collection's path."""
+        resource = await self._resource(document)
+        namespace = ""
+        if resource.namespaced:
+            namespace = (document.obj["metadata"] or {}).get("namespace") or self._namespace
+        version = document.api_version
+        base = f"/apis/{version}" if "/" in version else f"/api/{version}"
+        scope = f"/namespaces/{namespace}" if namespace else ""
+        return resource, namespace, f"{base}{scope}/{resource.plural}"
+
+    async def _apply_one(self, document: Document) -> Applied:
+        async with self._limit:
+            resource, namespace, path = await self._where(document)
+            manifest = _with_last_applied(document.obj, namespace)
+            try:
+                try:
+                    return await self._create(document, resource, namespace, path, manifest)
+                except AlreadyExistsError:
+                    return await self._update(document, resource, namespace, path, manifest)
+            except ApiError as error:
+                raise ApplyError(document, error) from error
+
+    async def _create(
+        self,
+        document: Document,
+        resource: _Resource,
+        namespace: str,
+        path: str,
+        manifest: JsonObject,
+    ) -> Applied:
+        query = {"fieldValidation": "Strict"}
+        live = await self._api.request("POST", path, query=query, body=manifest)
+        return Applied(document, namespace, str(resource), "created", msgspec.json.decode(live))
+
+    async def _update(
+        self,
+        document: Document,
+        resource: _Resource,
+        namespace: str,
+        path: str,
+        manifest: JsonObject,
+    ) -> Applied:
+        item = f"{path}/{document.name}"
+        live = msgspec.json.decode(await self._api.request("GET", item))
+        annotations = live["metadata"].get("annotations") or {}
+        last = msgspec.json.decode(annotations.get(LAST_APPLIED) or "{}")
+        patch = three_way_patch(last, manifest, live)
+        if not patch:
+            return Applied(document, namespace, str(resource), "unchanged", live)
+        answer = await self._api.request(
+            "PATCH",
+            item,
+            query={"fieldValidation": "Strict"},
+            body=patch,
+            content_type=PatchType.MERGE.value,
+        )
+        after = msgspec.json.decode(answer)
+        same = after["metadata"]["resourceVersion"] == live["metadata"]["resourceVersion"]
+        verdict = "unchanged" if same else "configured"
+        return Applied(document, namespace, str(resource), verdict, after)
+
+    async def _delete_one(self, document: Document) -> Applied:
+        async with self._limit:
+            resource, namespace, path = await self._where(document)
+            try:
+                options = {"propagationPolicy": "Background"}
+                await self._api.request("DELETE", f"{path}/{document.name}", body=options)
+                verdict = "deleted"
+            except NotFoundError:
+                verdict = "not found"
+            except ApiError as error:
+                raise ApplyError(document, error) from error
+            return Applied(document, namespace, str(resource), verdict)
+
+
+class ApplyError(PodwireError):
+    """One document the API server refused; says where it was read."""
+
+    def __init__(self, document: Document, error: ApiError) -> None:
+        self.document = document
+        self.error = error
+        super().__init__(f"{document.origin}: {error.message}")
+
+
+class ApplyErrors(PodwireError):
+    """Several documents failed; what was fine is applied."""
+
+    def __init__(self, errors: Sequence[BaseException], applied: Sequence[Applied]) -> None:
+        self.errors = tuple(errors)
+        self.applied = tuple(applied)
+        super().__init__("\n".join(map(str, errors)))
+
+
+def _checked(done: Iterable[Applied | BaseException]) -> list[Applied]:
+    applied, failed = [], []
+    for item in done:
+        if isinstance(item, Applied):
+            applied.append(item)
+        elif isinstance(item, PodwireError):
+            failed.append(item)
+        else:
+            raise item
+    if len(failed) == 1:
+        raise failed[0]
+    if failed:
+        raise ApplyErrors(failed, applied)
+    return applied
+
+
+def _stages(documents: Sequence[Document]) -> Iterator[list[Document]]:
+    """Documents by dependency: one list per kind of `_ORDER`, then all the rest."""
+    for kind in _ORDER:
+        if stage := [document for document in documents if document.kind == kind]:
+            yield stage
+    if rest := [document for document in documents if document.kind not in _ORDER]:
+        yield rest
+
+
+def _with_last_applied(obj: JsonObject, namespace: str) -> JsonObject:
+    metadata = dict(obj.get("metadata") or {})
+    if namespace:
+        metadata["namespace"] = namespace
+    annotations = {
+        k: v for k, v in (metadata.get("annotations") or {}).items() if k != LAST_APPLIED
+    }
+    metadata["annotations"] = annotations
+    bare = {**obj, "metadata": metadata}
+    text = msgspec.json.encode(bare).decode() + "\n"
+    return {**obj, "metadata": {**metadata, "annotations": {**annotations, LAST_APPLIED: text}}}
+
+
+def three_way_patch(last: JsonObject, new: JsonObject, live: JsonObject) -> JsonObject:
+    """The merge patch that sets what `new` says and removes what only `last` said."""
+    patch: JsonObject = {}
+    for key, value in new.items():
+        if key not in live:
+            patch[key] = value
+        elif isinstance(value, dict) and isinstance(live[key], dict):
+            before = last.get(key)
+            inner = three_way_patch(before if isinstance(before, dict) else {}, value, live[key])
+            if inner:
+                patch[key] = inner
+        elif isinstance(value, list) and isinstance(live[key], list):
+            if not _covers(live[key], value):
+                patch[key] = value
+        elif value != live[key] and not (value is None and key not in live):
+            patch[key] = value
+    for key in last:
+        if key not in new and key in live:
+            patch[key] = None
+    return patch
+
+
+def _covers(live: Any, wanted: Any) -> bool:
+    """Whether `live` is `wanted` plus defaults: then a list needs no replacing."""
+    if isinstance(wanted, dict) and isinstance(live, dict):
+        return all(
+            value is None or (key in live and _covers(live[key], value))
+            for key, value in wanted.items()
+        )
+    if isinstance(wanted, list) and isinstance(live, list):
+        return len(live) == len(wanted) and all(map(_covers, live, wanted))
+    return bool(live == wanted)
