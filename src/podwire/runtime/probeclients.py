@@ -26,6 +26,7 @@ import hpack
 USER_AGENT: Final = "kube-probe/1.33"
 _LINGER_RESET: Final = struct.pack("ii", 1, 0)
 _MAX_ANSWER: Final = 10 * 1024
+_PATIENCE_S: Final = 0.02
 _IN_PROGRESS: Final = (errno.EINPROGRESS, errno.EWOULDBLOCK)
 # RFC 9113: frame types, flags, and the client preface with empty SETTINGS.
 _DATA, _HEADERS, _RST_STREAM, _GOAWAY, _CONTINUATION = 0, 1, 3, 7, 9
@@ -230,7 +231,18 @@ def _authority(host: str, port: int) -> str:
 class Exchange:
     """One run of a `Check`; `done` is called exactly once unless cancelled, never re-entrantly."""
 
-    __slots__ = ("_check", "_data", "_done", "_loop", "_sock", "_task", "_timer", "_writing")
+    __slots__ = (
+        "_again",
+        "_check",
+        "_data",
+        "_done",
+        "_loop",
+        "_patience_s",
+        "_sock",
+        "_task",
+        "_timer",
+        "_writing",
+    )
 
     def __init__(self, check: Check, done: Done) -> None:
         self._check = check
@@ -240,6 +252,8 @@ class Exchange:
         self._task: asyncio.Task[None] | None = None
         self._data = b""
         self._writing = False
+        self._again: asyncio.TimerHandle | None = None
+        self._patience_s = _PATIENCE_S
         self._timer = self._loop.call_later(check.timeout_s, self._timed_out)
         if check.tls or not _is_address(check.address):
             self._spawn(self._by_streams())
@@ -264,9 +278,19 @@ class Exchange:
             return
         self._writing = True
         self._loop.add_writer(self._sock.fileno(), self._writable)
+        self._again = self._loop.call_later(self._patience_s, self._connect_again)
+
+    def _connect_again(self) -> None:
+        """A SYN sent before the link's carrier was noticed is lost, and TCP would repeat it only
+        after a whole second: as long as most probes may take."""
+        self._patience_s *= 2
+        self._drop_socket()
+        self._connect()
 
     def _writable(self) -> None:
         assert self._sock is not None
+        if self._again is not None:
+            self._again.cancel()
         self._loop.remove_writer(self._sock.fileno())
         self._writing = False
         code = self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
@@ -321,6 +345,11 @@ class Exchange:
         self._timer.cancel()
         if self._task is not None:
             self._task.cancel()
+        self._drop_socket()
+
+    def _drop_socket(self) -> None:
+        if self._again is not None:
+            self._again.cancel()
         if self._sock is not None:
             fd = self._sock.fileno()
             if self._writing:
