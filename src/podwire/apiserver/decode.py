@@ -7,7 +7,7 @@ it checks every type, writes quantities canonically, drops what Go's `omitempty`
 empty lists and maps that are not required) and knows no paths. Only when it meets something wrong
 does the second walk follow, which knows where it is and finds all of it.
 
-An Online Boutique Deployment (2 KB of JSON) takes about 35 us from bytes to object.
+An Online Boutique Deployment (1.2 KB of JSON) takes about 45 us from bytes to object.
 Source: sigs.k8s.io/json, apiserver pkg/endpoints/handlers/rest.go (transformDecodeError).
 """
 
@@ -460,10 +460,13 @@ def _compile_map(schema: Schema) -> Decoder:
         def strings(value: Any) -> Any:
             if type(value) is not dict:
                 raise _NeedsPathError
-            for item in value.values():
+            out = value.copy()
+            for key, item in value.items():
                 if type(item) is not str:
-                    raise _NeedsPathError
-            return value.copy()
+                    if item is not None:
+                        raise _NeedsPathError
+                    out[key] = ""
+            return out
 
         return strings
 
