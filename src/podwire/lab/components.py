@@ -105,7 +105,7 @@ def standin(context: Context) -> None:
     assert context.node is not None
     standin_main(
         StandinConfig(
-            socket=context.paths.node(context.node.name) / "standin.sock",
+            socket_path=context.paths.node(context.node.name) / "standin.sock",
             node_name=context.node.name,
         )
     )

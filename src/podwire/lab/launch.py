@@ -172,10 +172,8 @@ def _launch(paths: LabPaths, spec: LabSpec, progress: Progress) -> None:
             starter = subprocess.Popen(
                 [
                     sys.executable,
-                    "-X",
-                    "frozen_modules=on",
-                    "-m",
-                    "podwire.lab.holder",
+                    "-c",
+                    "from podwire.lab.holder import main; main()",
                     msgspec.json.encode(arguments).decode(),
                 ],
                 stdin=subprocess.DEVNULL,
