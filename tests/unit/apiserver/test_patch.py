@@ -1,8 +1,5 @@
 """Patches: the RFCs' rules, and the strategic merge cases upstream tests under these names."""
 
-# Each table row is a line as kubectl prints it; wrapping would hide what is compared.
-# ruff: noqa: E501, ISC004
-
 from __future__ import annotations
 
 import copy
