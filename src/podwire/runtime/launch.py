@@ -110,9 +110,10 @@ def write_host_files(host: Host, pod: Pod, sandbox: Sandbox) -> None:
     else:
         name, suffix = pod_hostname(pod, domain)
         hosts = render_hosts(sandbox.ips, name, suffix, aliases)
-    (directory / "hosts").write_text(hosts)
     resolv = render_resolv_conf(pod, host.config.cluster_dns, domain, host.node_dns)
-    (directory / "resolv.conf").write_text(resolv)
+    for name, text in (("hosts", hosts), ("resolv.conf", resolv)):
+        with open(f"{directory}/{name}", "w", encoding="utf-8") as file:
+            file.write(text)
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,14 @@
 """A pod's sandbox: its network namespace and the record that survives the agent.
 
 `NODE_DIR/pods/UID/` holds `sandbox.json`, `hosts`, `resolv.conf`, `logs/` and `volumes/`. The
-record is written before the sandbox is made, so that whatever a crash leaves behind has a name.
+record is written once the network is attached: what a crash leaves without a record is unknown to
+`PodNetwork.sweep`, which removes it.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -62,12 +64,13 @@ def new_sandbox(pod: Pod, boot_id: str, attempt: int, now: float) -> Sandbox:
 
 
 def save(pods_dir: Path, sandbox: Sandbox) -> None:
-    directory = pods_dir / sandbox.uid
-    with contextlib.suppress(FileExistsError):
-        (directory / "logs").mkdir(parents=True)
-    temporary = directory / ".sandbox.json"
-    temporary.write_bytes(_encode(sandbox))
-    temporary.replace(directory / _RECORD)
+    # Plain paths: this runs once per pod, a thousand times in a few seconds.
+    directory = f"{pods_dir}/{sandbox.uid}"
+    os.makedirs(f"{directory}/logs", exist_ok=True)
+    temporary = f"{directory}/.sandbox.json"
+    with open(temporary, "wb") as file:
+        file.write(_encode(sandbox))
+    os.replace(temporary, f"{directory}/{_RECORD}")
 
 
 def load_all(pods_dir: Path) -> Iterator[Sandbox]:

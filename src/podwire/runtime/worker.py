@@ -240,7 +240,6 @@ class PodWorker:
 
     async def _attach(self, fresh: Sandbox) -> Sandbox | None:
         host = self._host
-        sandboxes.save(host.config.pods_dir, fresh)
         request = fresh.attachment(host.config.pins_dir, self.pod.metadata.annotations)
         try:
             addresses = await self._network(partial(host.network.add, request))
