@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import socket
@@ -13,8 +14,17 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from podwire.explain.probes import Probe, ProbeEngine, ProbeResult
+from podwire.errors import UsageError
+from podwire.explain.probes import (
+    Probe,
+    ProbeEngine,
+    ProbeRequest,
+    ProbeResponse,
+    ProbeResult,
+    ProbeService,
+)
 from podwire.explain.probes.engine import Limits
+from podwire.explain.probes.wire import encode, parse_response
 from podwire.kernel import netns
 
 if TYPE_CHECKING:
@@ -246,6 +256,37 @@ def test_thousands_of_probes_leave_nothing_behind(in_world: InWorld) -> None:
                 text = Path("/proc/thread-self/net/sockstat").read_text()
             # Of 1,000 accepted connections each; a listener that closes first may keep a few.
             assert int(text.split(" tw ")[1].split()[0]) < 20, text
+
+    in_world(body)
+
+
+def test_the_service_answers_bytes_without_blocking_the_loop(in_world: InWorld) -> None:
+    def body(world: Any) -> None:
+        pods = {"shop/web-0": world.pin(world.pod(2)), "shop/web-1": world.pin(world.pod(3))}
+
+        async def serve_and_ask() -> tuple[ProbeResponse, int]:
+            service = ProbeService(pods.__getitem__)
+            probes = tuple(
+                Probe(source=source, address="10.244.0.3", port=9, timeout_s=0.2)
+                for source in ("shop/web-0", "shop/web-1", "shop/gone")
+            )
+            silent = Probe(source="shop/web-0", address="10.244.0.9", port=9, timeout_s=0.2)
+            world.sh("ip route add blackhole 10.244.0.9/32")
+            turns = 0
+            task = asyncio.create_task(
+                service.handle(encode(ProbeRequest(probes=(*probes, silent))))
+            )
+            while not task.done():
+                await asyncio.wait([task], timeout=0.01)
+                turns += 1
+            with pytest.raises(UsageError):
+                await service.handle(b"{}")
+            service.close()
+            return parse_response(await task), turns
+
+        response, turns = asyncio.run(serve_and_ask())
+        assert [r.verdict for r in response.results] == ["refused", "refused", "error", "dropped"]
+        assert turns > 3
 
     in_world(body)
 

@@ -31,8 +31,9 @@ class Probe(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
 
     `source` is "" for the node itself, `namespace/name` for a pod or "outside"; the node's agent
     knows where their network namespaces are pinned. `netns` names a pin directly and wins.
-    `payload` is what a UDP probe sends. `size` pads an ICMP echo to that many bytes of IP packet
-    and forbids fragmentation: the way to test a path's MTU.
+    `payload` is what a UDP probe sends; stand-ins answer any but agnhost's own words with who they
+    are. `size` pads an ICMP echo to that many bytes of IP packet and forbids fragmentation: the way
+    to test a path's MTU.
     """
 
     address: str
@@ -42,7 +43,7 @@ class Probe(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     netns: str = ""
     source_address: str = ""
     timeout_s: float = 1.0
-    payload: str = "hostname"
+    payload: str = "podwire-probe"
     path: str = "/"
     host: str = ""
     size: int = 0
