@@ -21,6 +21,7 @@ from podwire.controllers.podcontrol import PodTemplate, is_namespace_going, rand
 from podwire.controllers.podowner import PodOwner
 from podwire.controllers.podstate import is_active, since_s
 from podwire.controllers.views import JOB, POD, Job, Pod, TimedCondition, Uncounted, raw
+from podwire.errors import NotFoundError
 from podwire.objects.meta import JsonObject, Key, LabelSelector, format_time, parse_time
 
 FINALIZER = "batch.kubernetes.io/job-tracking"
@@ -458,7 +459,12 @@ class JobController(PodOwner[Job]):
             return False
         meta = obj.metadata
         patch = {"metadata": {"resourceVersion": meta.resource_version}, "status": body}
-        await self.cluster.api.patch(JOB, meta.name, patch, meta.namespace, subresource="status")
+        try:
+            await self.cluster.api.patch(
+                JOB, meta.name, patch, meta.namespace, subresource="status"
+            )
+        except NotFoundError:
+            return False
         return True
 
     def _say_outcome(self, obj: Job, plan: JobPlan) -> None:
