@@ -15,6 +15,7 @@ import datetime as dt
 import logging
 from collections.abc import Mapping
 
+from podwire.client import Api, Change, Informer, PatchType
 from podwire.cni.attach import KernelPodNetwork, NodeLinks
 from podwire.cni.config import NetworkConfig
 from podwire.cni.links import BRIDGE, ROUTE_PROTOCOL, BridgePorts, mac_of
@@ -26,7 +27,6 @@ from podwire.cni.nodenet import (
     kubenet_mtu,
     plan_node_network,
 )
-from podwire.client import Api, Change, Informer, PatchType
 from podwire.errors import ApiError, KernelError
 from podwire.kernel import hooks, nft, sysctl
 from podwire.kernel.requests import Delete, Route

@@ -17,9 +17,7 @@ from podwire.runtime.containers import Spawner
 from podwire.runtime.kubelet import Kubelet
 
 
-async def run(
-    api: Api, config: KubeletConfig, network: NetworkConfig, *, spawner: Spawner
-) -> int:
+async def run(api: Api, config: KubeletConfig, network: NetworkConfig, *, spawner: Spawner) -> int:
     """Run until cancelled, or until the Node is deleted: then the exit status says so."""
     leases = LeaseStore(config.node_dir / "ipam.db", config.boot_id)
     pods = KernelPodNetwork(network, leases, config.pins_dir)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import click
 
@@ -16,11 +16,18 @@ from podwire.cli.output import (
     progress,
 )
 from podwire.errors import UsageError
+from podwire.explain.plan import parse_plan
 from podwire.lab import Lab, kubeconfig, launch, manifests
 from podwire.lab import spec as specs
 from podwire.lab.paths import LabPaths
 from podwire.lab.spec import LabSpec
 from podwire.lab.waiting import Readiness
+
+_PLAN_ROLES: dict[str, Literal["nodes", "pods", "services"]] = {
+    "node_cidrs": "nodes",
+    "pod_cidrs": "pods",
+    "service_cidrs": "services",
+}
 
 
 @click.command()
@@ -28,7 +35,9 @@ from podwire.lab.waiting import Readiness
 @lab_option
 @click.option("--nodes", type=int, default=None, help="How many nodes (default 1).")
 @click.option("--zones", default="", help="Zones the nodes are dealt to, e.g. a,b,c.")
-@click.option("-f", "--filename", "files", multiple=True, metavar="PATH", help="Manifests to apply.")
+@click.option(
+    "-f", "--filename", "files", multiple=True, metavar="PATH", help="Manifests to apply."
+)
 @click.option("-n", "--namespace", default="default", help="For objects that name none.")
 @click.option("--network", type=click.Choice(("routed", "kubenet")), default="routed")
 @click.option("--overlay", type=click.Choice(("none", "vxlan")), default="none")
@@ -41,6 +50,7 @@ from podwire.lab.waiting import Readiness
 @click.option("--ip-family", type=click.Choice(("ipv4", "ipv6", "dual")), default="ipv4")
 @click.option("--pod-cidr", "pod_cidrs", multiple=True, help="Cluster CIDR, one per family.")
 @click.option("--service-cidr", "service_cidrs", multiple=True, help="One per family.")
+@click.option("--node-cidr", "node_cidrs", multiple=True, help="The nodes' segment, per family.")
 @click.option("--node-mask", type=int, default=0, help="Prefix length of a node's pod CIDR.")
 @click.option(
     "--non-masquerade-cidr", "non_masquerade", multiple=True, help="Reached unmasqueraded."
@@ -113,6 +123,7 @@ def _spec(name: str, options: dict[str, Any]) -> LabSpec:
         "ip_family": options["ip_family"],
         "pod_cidrs": options["pod_cidrs"],
         "service_cidrs": options["service_cidrs"],
+        "node_cidrs": options["node_cidrs"],
         "node_mask": options["node_mask"],
         "non_masquerade_cidrs": options["non_masquerade"],
         "mtu": options["mtu"],
@@ -134,12 +145,24 @@ def _is_default(key: str, value: object) -> bool:
 
 
 def _planned(path: str) -> dict[str, Any]:
+    """What a plan fixes; the flags say the rest."""
     if not path:
         return {}
-    from podwire.explain.plan import parse_plan
-
     plan = parse_plan(Path(path).read_text(encoding="utf-8"))
-    return plan.lab_options()
+    families = {family.family: family for family in plan.families}
+    return {
+        "nodes": max(
+            (x.needed for x in plan.limits if x.name.endswith("node addresses")), default=0
+        ),
+        "ip_family": "dual" if len(families) == 2 else "ipv6" if 6 in families else "ipv4",
+        "overlay": "vxlan" if plan.mode == "vxlan" else "none",
+        **{
+            field: tuple(str(cidr) for cidr in plan.cidrs(role))
+            for field, role in _PLAN_ROLES.items()
+        },
+        "node_mask": plan.families[0].node_prefix,
+        "max_pods": plan.capacity.pods_per_node,
+    }
 
 
 def _merge_kubeconfig(lab: Lab) -> None:
@@ -273,9 +296,7 @@ def node_remove(name: str, lab: str | None) -> None:
 @click.argument("impairment", nargs=-1, required=True)
 @lab_option
 @output_option
-def link(
-    a: str, b: str, impairment: tuple[str, ...], lab: str | None, output: str
-) -> None:
+def link(a: str, b: str, impairment: tuple[str, ...], lab: str | None, output: str) -> None:
     """Impair the link between nodes A and B: up, down, loss 5%, rate 10mbit, delay 50ms."""
     name = launch.choose(lab)
     launch.require_running(name)
@@ -310,6 +331,3 @@ def check(output: str) -> None:
         if isinstance(getattr(found, name), bool)
     ]
     print_table("Kernel features", ["Feature", "There", "Without it"], rows)
-
-
-

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+import urllib.parse
 from typing import NoReturn
 
 import click
@@ -12,9 +13,11 @@ import click
 from podwire.cli.lab import parse_duration
 from podwire.cli.output import lab_option, output_option, print_structured, progress
 from podwire.errors import LabError, UsageError
-from podwire.lab import Lab, launch
+from podwire.lab import Lab, LabPod, launch
 from podwire.lab.fabric import OUTSIDE
 from podwire.lab.paths import LabPaths
+from podwire.objects import kinds
+from podwire.runtime.streams.client import ExecTarget, exec_client
 
 _namespace_option = click.option("-n", "--namespace", default="default", show_default=True)
 _files_option = click.option(
@@ -34,9 +37,7 @@ def _running(lab: str | None) -> Lab:
 @lab_option
 @click.option("--wait", default="0", help="Wait until everything is Ready, e.g. 60s.")
 @output_option
-def apply(
-    files: tuple[str, ...], namespace: str, lab: str | None, wait: str, output: str
-) -> None:
+def apply(files: tuple[str, ...], namespace: str, lab: str | None, wait: str, output: str) -> None:
     """Create or update the objects of manifests."""
     target = _running(lab)
     applied = target.apply(*files, namespace=namespace, wait_s=None)
@@ -98,30 +99,20 @@ def exec_(
         _exec_in_host(running, target, command)
     scope, _, name = target.rpartition("/")
     pod = running.pod(name, scope or namespace)
-    raise click.exceptions.Exit(
-        asyncio.run(
-            exec_in_pod(running.paths, pod.namespace, pod.name, command, container, stdin, tty)
-        )
-    )
+    url = _exec_url(pod, command, container, stdin, tty)
+    exec_target = ExecTarget(url, unix_socket=running.paths.api_socket)
+    code = asyncio.run(exec_client(exec_target, stdin=stdin, tty=tty))
+    raise click.exceptions.Exit(code)
 
 
-async def exec_in_pod(
-    paths: LabPaths,
-    namespace: str,
-    name: str,
-    command: tuple[str, ...],
-    container: str,
-    stdin: bool,
-    tty: bool,
-) -> int:
-    from podwire.runtime.streams import ExecOptions, exec_client
-
-    return await exec_client(
-        paths.api_socket,
-        namespace,
-        name,
-        ExecOptions(command=command, container=container, stdin=stdin, tty=tty),
-    )
+def _exec_url(pod: LabPod, command: tuple[str, ...], container: str, stdin: bool, tty: bool) -> str:
+    query = [("command", word) for word in command]
+    flags = {"stdin": stdin, "stdout": True, "stderr": not tty, "tty": tty}
+    query += [(name, "true") for name, wanted in flags.items() if wanted]
+    if container:
+        query.append(("container", container))
+    path = kinds.POD.path(pod.namespace, pod.name, "exec")
+    return f"http://podwire{path}?{urllib.parse.urlencode(query)}"
 
 
 def _exec_in_host(lab: Lab, host: str, command: tuple[str, ...]) -> NoReturn:

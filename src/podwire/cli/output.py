@@ -1,4 +1,4 @@
-"""How results are printed: tables with colours on a terminal, plain columns in a pipe, JSON, YAML."""
+"""How results are printed: tables with colours on a terminal, plain text in a pipe, JSON, YAML."""
 
 from __future__ import annotations
 

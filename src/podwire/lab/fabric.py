@@ -33,10 +33,8 @@ from podwire.kernel.requests import Address as LinkAddress
 from podwire.kernel.rtnl import Rtnl
 from podwire.lab.spec import (
     API_HOST_NUMBER,
-    NODE_NETWORKS,
     OUTSIDE_HOST_NUMBER,
     OUTSIDE_NETWORKS,
-    ROUTER_HOST_NUMBER,
     LabSpec,
     NodeSpec,
 )
@@ -51,10 +49,6 @@ def port_name(node: NodeSpec) -> str:
     return f"n{node.number}"
 
 
-def _router_mac(address: Address) -> str:
-    return mac_of(address)
-
-
 def bridge_requests(spec: LabSpec) -> list[Request]:
     addresses = spec.host_addresses(API_HOST_NUMBER)
     return [
@@ -62,8 +56,8 @@ def bridge_requests(spec: LabSpec) -> list[Request]:
         AddLink(name=BRIDGE, kind=Bridge(), mac=mac_of(addresses[0])),
         SetLink(device=BRIDGE, link_local=False),
         SetLink(device=BRIDGE, up=True),
-        *_addresses(BRIDGE, addresses, NODE_NETWORKS),
-        *_default_routes(spec.host_addresses(ROUTER_HOST_NUMBER), BRIDGE),
+        *_addresses(BRIDGE, addresses, spec.node_networks()),
+        *_default_routes(spec.host_addresses(spec.router_number), BRIDGE),
     ]
 
 
@@ -92,13 +86,13 @@ def port_requests(port: str, peer: str, mac: str, target: int) -> list[Request]:
     ]
 
 
-def host_requests(addresses: tuple[Address, ...], gateways: tuple[Address, ...]) -> list[Request]:
+def host_requests(spec: LabSpec, node: NodeSpec) -> list[Request]:
     """A node, seen from inside: addresses on eth0 and the default route."""
     return [
         SetLink(device="lo", up=True),
         SetLink(device=UPLINK, up=True),
-        *_addresses(UPLINK, addresses, NODE_NETWORKS),
-        *_default_routes(gateways, UPLINK),
+        *_addresses(UPLINK, spec.node_addresses(node), spec.node_networks()),
+        *_default_routes(spec.host_addresses(spec.router_number), UPLINK),
     ]
 
 
@@ -107,11 +101,11 @@ def router_requests(spec: LabSpec, outside: int) -> list[Request]:
     return [
         SetLink(device="lo", up=True),
         SetLink(device=UPLINK, up=True),
-        *_addresses(UPLINK, spec.host_addresses(ROUTER_HOST_NUMBER), NODE_NETWORKS),
+        *_addresses(UPLINK, spec.host_addresses(spec.router_number), spec.node_networks()),
         AddLink(
             name="eth1",
             kind=Veth(peer=UPLINK, mac=mac_of(outside_addresses(spec)[0]), netns=outside),
-            mac=_router_mac(inner[0]),
+            mac=mac_of(inner[0]),
         ),
         SetLink(device="eth1", up=True),
         *_addresses("eth1", inner, OUTSIDE_NETWORKS),
@@ -159,7 +153,7 @@ class Fabric:
         self._rtnl.apply(bridge_requests(spec))
         with self._namespace(OUTSIDE) as outside:
             with self._namespace(ROUTER, forward=True) as router:
-                mac = _router_mac(spec.host_addresses(ROUTER_HOST_NUMBER)[0])
+                mac = mac_of(spec.host_addresses(spec.router_number)[0])
                 self._rtnl.apply(port_requests(ROUTER, UPLINK, mac, router))
                 self._inside(router, router_requests(spec, outside))
             self._inside(outside, outside_requests(spec))
@@ -170,7 +164,7 @@ class Fabric:
         addresses = spec.node_addresses(node)
         with self._namespace(node.name) as fd:
             self._rtnl.apply(port_requests(port_name(node), UPLINK, mac_of(addresses[0]), fd))
-            self._inside(fd, host_requests(addresses, spec.host_addresses(ROUTER_HOST_NUMBER)))
+            self._inside(fd, host_requests(spec, node))
 
     def remove_node(self, node: NodeSpec) -> None:
         self._rtnl.apply([DeleteLink(port_name(node), missing_ok=True)])

@@ -29,6 +29,7 @@ from podwire.lab.spec import LabSpec
 from podwire.objects import kinds
 from podwire.objects.core import Pod
 from podwire.runtime.containers import Image
+from podwire.runtime.oci.store import ImageStore
 
 R = TypeVar("R")
 _DEFAULT_WAIT_S = 60.0
@@ -212,9 +213,7 @@ class Lab:
     def add_node(self, name: str = "", zone: str = "", wait_s: float = 20.0) -> str:
         """Add a node to the running lab; returns its name once it is Ready."""
         node = specs.next_node(self.spec, name, zone)
-        wire.call(
-            self.paths.control_socket, {"op": "node-add", "node": msgspec.to_builtins(node)}
-        )
+        wire.call(self.paths.control_socket, {"op": "node-add", "node": msgspec.to_builtins(node)})
         self.wait_ready(wait_s)
         return node.name
 
@@ -229,14 +228,10 @@ class Lab:
 
     def load_image(self, archive: str | Path) -> list[str]:
         """Load a `docker save` archive or OCI layout; returns the references it held."""
-        from podwire.runtime.oci import ImageStore
-
         return [image.reference for image in ImageStore(self.paths.images).load(Path(archive))]
 
     def images(self) -> list[Image]:
-        from podwire.runtime.oci import ImageStore
-
-        return ImageStore(self.paths.images).list()
+        return ImageStore(self.paths.images).images()
 
     def publish(self, text: str) -> int:
         """Relay a loopback port of the host to a pod: `lab.publish("0:svc/web:80")`."""

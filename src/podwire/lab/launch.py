@@ -22,8 +22,8 @@ from pathlib import Path
 
 import msgspec
 
-from podwire.errors import KernelError, LabError, LabExistsError, LabNotFoundError, UsageError
 from podwire.apiserver.pki import ensure_pki
+from podwire.errors import KernelError, LabError, LabExistsError, LabNotFoundError, UsageError
 from podwire.kernel import guard, proc
 from podwire.lab import kubeconfig, wire
 from podwire.lab.holder import HolderArguments, HolderRecord
@@ -35,7 +35,16 @@ Progress = Callable[[str], None]
 _START_TIMEOUT_S = 20.0
 _END_TIMEOUT_S = 5.0
 # What a second `up` may not change in a running lab.
-_FIXED = ("network", "overlay", "ip_family", "pod_cidrs", "service_cidrs", "node_mask", "mtu")
+_FIXED = (
+    "network",
+    "overlay",
+    "ip_family",
+    "pod_cidrs",
+    "service_cidrs",
+    "node_cidrs",
+    "node_mask",
+    "mtu",
+)
 
 
 def labs() -> list[str]:

@@ -61,7 +61,11 @@ def parse_impairment(words: list[str] | tuple[str, ...]) -> Impairment:
             raise UsageError(_usage(words))
     if not 0 <= values.get("loss_percent", 0) <= 100:
         raise UsageError("link: loss is between 0% and 100%")
-    return Impairment(**values)
+    return Impairment(
+        loss_percent=values.get("loss_percent", 0.0),
+        rate_bit=values.get("rate_bit", 0.0),
+        delay_s=values.get("delay_s", 0.0),
+    )
 
 
 def _usage(words: list[str] | tuple[str, ...]) -> str:

@@ -283,7 +283,7 @@ class ApplyError(PodwireError):
         super().__init__(f"{document.origin}: {error.message}")
 
 
-class ApplyErrors(PodwireError):
+class ApplyFailedError(PodwireError):
     """Several documents failed; what was fine is applied."""
 
     def __init__(self, errors: Sequence[BaseException], applied: Sequence[Applied]) -> None:
@@ -304,7 +304,7 @@ def _checked(done: Iterable[Applied | BaseException]) -> list[Applied]:
     if len(failed) == 1:
         raise failed[0]
     if failed:
-        raise ApplyErrors(failed, applied)
+        raise ApplyFailedError(failed, applied)
     return applied
 
 

@@ -44,7 +44,9 @@ SERVICE_NETWORKS: dict[int, Network] = {
     6: IPv6Network("fd00:96::/112"),
 }
 NODE_MASKS = {4: 24, 6: 64}
-API_HOST_NUMBER, ROUTER_HOST_NUMBER, OUTSIDE_HOST_NUMBER = 1, 254, 10
+API_HOST_NUMBER, OUTSIDE_HOST_NUMBER = 1, 10
+# The router is .254, or the last address of a smaller node network.
+_ROUTER_HOST_NUMBER = 254
 API_PORT = 6443
 # Node addresses end where the load balancers' (.200-.250) begin.
 MAX_NODES = 198
@@ -80,6 +82,7 @@ class LabSpec(msgspec.Struct, frozen=True, kw_only=True):
     mtu: int = 0
     pod_cidrs: tuple[str, ...] = ()
     service_cidrs: tuple[str, ...] = ()
+    node_cidrs: tuple[str, ...] = ()
     node_mask: int = 0
     non_masquerade_cidrs: tuple[str, ...] = ()
     publish: tuple[PublishSpec, ...] = ()
@@ -96,6 +99,17 @@ class LabSpec(msgspec.Struct, frozen=True, kw_only=True):
 
     def service_networks(self) -> tuple[Network, ...]:
         return _networks(self.service_cidrs, SERVICE_NETWORKS, self.families, "service CIDR")
+
+    def node_networks(self) -> dict[int, Network]:
+        """The nodes' segment, by family."""
+        chosen = _networks(self.node_cidrs, NODE_NETWORKS, self.families, "node CIDR")
+        return {network.version: network for network in chosen}
+
+    @property
+    def router_number(self) -> int:
+        return min(
+            _ROUTER_HOST_NUMBER, *(n.num_addresses - 2 for n in self.node_networks().values())
+        )
 
     def node_masks(self) -> dict[int, int]:
         masks = dict(NODE_MASKS)
@@ -114,11 +128,12 @@ class LabSpec(msgspec.Struct, frozen=True, kw_only=True):
         )
 
     def node_addresses(self, node: NodeSpec) -> tuple[Address, ...]:
-        return tuple(NODE_NETWORKS[family][node.number] for family in self.families)
+        return self.host_addresses(node.number)
 
     def host_addresses(self, number: int) -> tuple[Address, ...]:
-        """Addresses on the node network, of the API server (1) or the router (254)."""
-        return tuple(NODE_NETWORKS[family][number] for family in self.families)
+        """Addresses on the node network, of a node, the API server (1) or the router."""
+        networks = self.node_networks()
+        return tuple(networks[family][number] for family in self.families)
 
     @property
     def api_address(self) -> Address:
@@ -173,7 +188,7 @@ def next_node(spec: LabSpec, name: str, zone: str) -> NodeSpec:
 
 
 def parse_publish(text: str) -> PublishSpec:
-    """`[HOST:]PORT:TARGET`, where TARGET is `[NAMESPACE/]POD:PORT` or `svc/[NAMESPACE/]NAME:PORT`."""
+    """`[HOST:]PORT:TARGET` with TARGET `[NAMESPACE/]POD:PORT` or `svc/[NAMESPACE/]NAME:PORT`."""
     match = re.fullmatch(
         r"(?:(?P<host>[\d.]+|\[[\da-fA-F:]+\]):)?(?P<port>\d+):(?P<target>.+:\w+)", text
     )
@@ -224,8 +239,15 @@ def _check_sizes(spec: LabSpec) -> None:
         room = 2 ** (mask - network.prefixlen)
         if room < len(spec.nodes):
             raise AddressError(
-                f"pod CIDR {network}: too small for {len(spec.nodes)} nodes, holds {room} of /{mask}"
+                f"pod CIDR {network}: too small for {len(spec.nodes)} nodes, "
+                f"holds {room} of /{mask}"
             )
+    last = max((node.number for node in spec.nodes), default=0)
+    if last >= spec.router_number:
+        raise AddressError(
+            f"node CIDR {', '.join(map(str, spec.node_networks().values()))}: "
+            f"too small for {len(spec.nodes)} nodes, the API server and the router"
+        )
     for network in spec.service_networks():
         if network.num_addresses < 16:
             raise AddressError(
@@ -245,5 +267,5 @@ def _named_networks(spec: LabSpec) -> Iterator[tuple[Network, str]]:
     for network in spec.service_networks():
         yield network, "service CIDR"
     for family in spec.families:
-        yield NODE_NETWORKS[family], "node network"
+        yield spec.node_networks()[family], "node network"
         yield OUTSIDE_NETWORKS[family], "outside network"

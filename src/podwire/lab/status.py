@@ -44,9 +44,7 @@ class LabStatus(msgspec.Struct, frozen=True):
     unsupported: dict[str, str]
 
 
-def read_status(
-    paths: LabPaths, ready_nodes: set[str], unsupported: dict[str, str]
-) -> LabStatus:
+def read_status(paths: LabPaths, ready_nodes: set[str], unsupported: dict[str, str]) -> LabStatus:
     """Ask the holder; `ready_nodes` are the names the API server calls Ready."""
     answer = wire.call(paths.control_socket, {"op": "status"})
     spec = msgspec.convert(answer["spec"], LabSpec)

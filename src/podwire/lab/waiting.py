@@ -59,7 +59,9 @@ def evaluate_readiness(
             or stateful.status.ready_replicas < stateful.spec.replicas
         ):
             missing.append(
-                _short("statefulset", stateful, stateful.status.ready_replicas, stateful.spec.replicas)
+                _short(
+                    "statefulset", stateful, stateful.status.ready_replicas, stateful.spec.replicas
+                )
             )
     for daemon in daemon_sets:
         desired = daemon.status.desired_number_scheduled
@@ -72,7 +74,11 @@ def evaluate_readiness(
     unready = [pod for pod in living if not pod.ready]
     missing += [f"pod {pod.key}: {_why(pod)}" for pod in unready]
     return Readiness(
-        len(ready & set(wanted)), len(wanted), len(living) - len(unready), len(living), tuple(missing)
+        len(ready & set(wanted)),
+        len(wanted),
+        len(living) - len(unready),
+        len(living),
+        tuple(missing),
     )
 
 

@@ -18,7 +18,7 @@ import msgspec
 
 from podwire.errors import LabError, LabNotFoundError
 from podwire.kernel import proc
-from podwire.runtime.containers import ExitStatus
+from podwire.runtime.containers import ExitStatus, Process
 
 _MAX_MESSAGE = 1 << 20
 _TIMEOUT_S = 10.0
@@ -154,7 +154,7 @@ class ForkSpawner:
         )
         return SpawnedProcess(self, key, answer["pid"], answer["started_at"])
 
-    async def recover(self, prefix: str) -> dict[str, SpawnedProcess]:
+    async def recover(self, prefix: str) -> dict[str, Process]:
         """Adopt what an earlier agent spawned under keys that begin with `prefix`."""
         answer = await self.ask({"op": "adopt", "prefix": prefix})
         return {
