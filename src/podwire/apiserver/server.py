@@ -46,6 +46,8 @@ log = logging.getLogger(__name__)
 
 MAX_BODY = 3 * 1024 * 1024
 _HEALTH = ("healthz", "livez", "readyz")
+_YAML = "application/yaml"
+_BINARY = ("application/vnd.kubernetes.protobuf", "application/cbor")
 _JSON = {"Content-Type": "application/json"}
 _GROUP_PARTS = {"api": 2, "apis": 3}
 
@@ -121,6 +123,8 @@ class Handler:
             b"" if connecting or not http.body_exists else await _body(http),
         )
         pipeline.authorize(ctx, request)
+        if request.body and request.content_type in _BINARY:
+            raise pipeline.unsupported_media(request.content_type, (discovery.JSON, _YAML))
         if connecting:
             return await kubelet.connect(ctx, request, http)
         if reviews.is_review(request):
