@@ -42,6 +42,7 @@ class Cluster:
         self.now = now
         self.events = EventWriter(api, config.event_quiet_s)
         self._informers: dict[tuple[str, str], Informer[Any]] = {}
+        self._following: dict[tuple[str, str], asyncio.Task[None]] = {}
         self._owners: dict[tuple[str, str], OwnerIndex[Any]] = {}
         self._node_pods: NodePods | None = None
         # One budget for all pod writes of the process: the server is not helped by more.
@@ -49,21 +50,29 @@ class Cluster:
 
     # --- observing ---
 
-    @property
-    def informers(self) -> list[Informer[Any]]:
-        return list(self._informers.values())
+    async def follow(self, group: asyncio.TaskGroup) -> None:
+        """Start every informer asked for so far that does not run yet; wait for their lists."""
+        fresh = {w: i for w, i in self._informers.items() if w not in self._following}
+        for where, informer in fresh.items():
+            self._following[where] = group.create_task(informer.run())
+        for informer in fresh.values():
+            await informer.synced.wait()
 
-    def informer(self, kind: Kind[T], *, namespace: str = "") -> Informer[T]:
+    def informer(self, kind: Kind[T]) -> Informer[T]:
         """The shared informer of `kind`; the first caller's view is everybody's."""
         where = (kind.group, kind.plural)
         found = self._informers.get(where)
         if found is None:
-            found = self._informers[where] = Informer(self.api, kind, namespace=namespace)
+            found = self._informers[where] = Informer(self.api, kind)
         return found
 
     def forget(self, kind: Kind[Any]) -> None:
         """The kind is no longer served (its CustomResourceDefinition is gone)."""
-        self._informers.pop((kind.group, kind.plural), None)
+        where = (kind.group, kind.plural)
+        self._informers.pop(where, None)
+        task = self._following.pop(where, None)
+        if task is not None:
+            task.cancel()
 
     def owned(self, kind: Kind[T]) -> OwnerIndex[T]:
         where = (kind.group, kind.plural)

@@ -17,7 +17,7 @@ from typing import Any
 
 import aiohttp
 
-from podwire.client import Change, Informer, WorkQueue
+from podwire.client import Change, WorkQueue
 from podwire.controllers.cluster import Cluster
 from podwire.controllers.discovery import Served, discover
 from podwire.controllers.podcontrol import without_owner
@@ -137,16 +137,15 @@ class GarbageCollector:
         self._cluster = cluster
         self._graph = OwnerGraph()
         self._queue: WorkQueue[str] = WorkQueue(_COMPONENT, self._reconcile, workers=32)
-        self._watched: dict[tuple[str, str], asyncio.Task[None] | None] = {}
+        self._watched: dict[tuple[str, str], Kind[Any]] = {}
         self._rediscover = asyncio.Event()
         for served in cluster.resources.served:
             if _collectable(served):
                 self._watch(served.kind)
 
-    def _watch(self, kind: Kind[Any]) -> Informer[Any]:
-        informer = self._cluster.informer(kind)
+    def _watch(self, kind: Kind[Any]) -> None:
         where = (kind.group, kind.plural)
-        self._watched[where] = None
+        self._watched[where] = kind
 
         def changed(change: Change[Any]) -> None:
             for uid in self._graph.apply(kind, change):
@@ -154,8 +153,7 @@ class GarbageCollector:
             if where == _CRD:
                 self._rediscover.set()
 
-        informer.on_change(changed)
-        return informer
+        self._cluster.informer(kind).on_change(changed)
 
     async def run(self) -> None:
         async with asyncio.TaskGroup() as group:
@@ -174,15 +172,12 @@ class GarbageCollector:
         resources = await discover(self._cluster.api)
         self._cluster.resources = resources
         served = {(s.kind.group, s.kind.plural): s for s in resources.served if _collectable(s)}
-        for where in [w for w, task in self._watched.items() if w not in served and task]:
-            task = self._watched.pop(where)
-            assert task is not None
-            task.cancel()
-            self._cluster.forget(Kind(where[0], "", "", where[1], True, Object))
+        for where in [w for w in self._watched if w not in served]:
+            self._cluster.forget(self._watched.pop(where))
         for where, one in served.items():
             if where not in self._watched:
-                informer = self._watch(one.kind)
-                self._watched[where] = group.create_task(informer.run())
+                self._watch(one.kind)
+        group.create_task(self._cluster.follow(group))
 
     # --- one item ---
 

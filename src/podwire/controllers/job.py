@@ -17,6 +17,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from podwire.client import Change
+from podwire.controllers.cluster import Cluster
 from podwire.controllers.podcontrol import PodTemplate, is_namespace_going, random_name
 from podwire.controllers.podowner import PodOwner
 from podwire.controllers.podstate import is_active, since_s
@@ -371,35 +372,41 @@ class JobController(PodOwner[Job]):
     def selector(self, obj: Job) -> LabelSelector | None:
         return obj.spec.selector
 
+    def __init__(self, cluster: Cluster) -> None:
+        super().__init__(cluster)
+        # Uids of Jobs that are gone and may have left pods with our finalizer.
+        self._gone: dict[Key, set[str]] = {}
+
     def _pod_changed(self, change: Change[Pod]) -> None:
         super()._pod_changed(change)
         pod = change.new
-        if pod is not None and pod.deleting and FINALIZER in pod.metadata.finalizers:
-            # A Job that is gone will never count it: the pod must not wait for that.
-            ref = pod.metadata.controller
-            if ref is None or self.objects.get(Key(change.key.namespace, ref.name)) is None:
-                self.queue.add(Key(change.key.namespace, ref.name if ref else ""))
+        if pod is None or not pod.deleting or FINALIZER not in pod.metadata.finalizers:
+            return
+        # A Job that is gone will never count it: the pod must not wait for that.
+        ref = pod.metadata.controller
+        if ref is None:
+            self._forsake(Key(change.key.namespace, ""), "")
+        elif ref.kind == "Job" and Key(change.key.namespace, ref.name) not in self.objects:
+            self._forsake(Key(change.key.namespace, ref.name), ref.uid)
 
-    def gone(self, key: Key) -> None:
+    def gone(self, obj: Job) -> None:
+        self._forsake(obj.key, obj.metadata.uid)
+
+    def _forsake(self, key: Key, uid: str) -> None:
+        self._gone.setdefault(key, set()).add(uid)
         self.queue.add(key)
 
     async def _reconcile(self, key: Key) -> float | None:
+        for uid in list(self._gone.get(key, ())):
+            left = self.pods.owned(uid) if uid else self.pods.orphans(key.namespace)
+            for pod in left:
+                if FINALIZER in pod.metadata.finalizers and (uid or pod.deleting):
+                    await self._release(pod)
+            self._gone[key].discard(uid)
+        if not self._gone.get(key, True):
+            del self._gone[key]
         job = self.objects.get(key)
-        if job is None:
-            await self._release_orphans(key)
-            return None
-        return await self.sync(job)
-
-    async def _release_orphans(self, key: Key) -> None:
-        for pod in list(self.cluster.pods.objects.values()):
-            ref = pod.metadata.controller
-            if (
-                pod.metadata.namespace == key.namespace
-                and FINALIZER in pod.metadata.finalizers
-                and (ref is None or (ref.kind == "Job" and ref.name == key.name))
-                and (ref is not None or pod.deleting)
-            ):
-                await self._release(pod)
+        return None if job is None else await self.sync(job)
 
     async def sync(self, obj: Job) -> float | None:
         pods = await self.claimed(obj)

@@ -65,11 +65,8 @@ async def run(api: Api, config: ControllerConfig) -> None:
     cluster = Cluster(api, config, await _wait_served(api))
     controllers = [make(cluster) for make in CONTROLLERS]
     async with asyncio.TaskGroup() as group:
-        for informer in cluster.informers:
-            group.create_task(informer.run(), name=f"informer-{informer.kind.plural}")
         group.create_task(cluster.events.run(), name="events")
-        for informer in cluster.informers:
-            await informer.synced.wait()
+        await cluster.follow(group)
         for controller in controllers:
             group.create_task(controller.run(), name=type(controller).__name__)
 

@@ -50,7 +50,7 @@ class PodOwner(Generic[T]):
     async def sync(self, obj: T) -> float | None:
         raise NotImplementedError
 
-    def gone(self, key: Key) -> None:
+    def gone(self, obj: T) -> None:
         """The object was deleted."""
 
     async def claimed(self, obj: T) -> list[Pod] | None:
@@ -76,7 +76,7 @@ class PodOwner(Generic[T]):
         if change.new is None:
             assert change.old is not None
             self.expectations.forget(change.old.metadata.uid)
-            self.gone(change.key)
+            self.gone(change.old)
         else:
             self.queue.add(change.key)
 
