@@ -49,7 +49,7 @@ class NodeNetworkAgent:
     ) -> None:
         self._api = api
         self._name = node_name
-        self._config = config
+        self.config = config
         self._pod_network = pod_network
         self.nodes: Informer[Node] = Informer(api, kinds.NODE)
         self._dirty = asyncio.Event()
@@ -59,6 +59,11 @@ class NodeNetworkAgent:
         self._mtu_of_uplink = 0
         self._reported = False
         self.configured = asyncio.Event()
+
+    @property
+    def mtu(self) -> int:
+        """The MTU of pods; 0 before the network stands."""
+        return self._applied.mtu if self._applied is not None else 0
 
     def _changed(self, change: Change[Node]) -> None:
         """Only what networking reads counts: heartbeats must not cost a compile."""
@@ -91,7 +96,7 @@ class NodeNetworkAgent:
         node = self._peers.get(Key("", self._name))
         if node is None or not node.pod_cidrs:
             return
-        desired = compile_node_network(node, self._peers.values(), self._config, self._uplink_mtu())
+        desired = compile_node_network(node, self._peers.values(), self.config, self._uplink_mtu())
         if desired != self._applied:
             self._apply(desired)
         if not self.configured.is_set():
@@ -103,10 +108,10 @@ class NodeNetworkAgent:
         if self._applied is not None:
             return self._mtu_of_uplink
         links = self._rtnl.links()
-        if self._config.mode == "kubenet":
+        if self.config.mode == "kubenet":
             self._mtu_of_uplink = kubenet_mtu(links.values())
         else:
-            self._mtu_of_uplink = links[self._config.uplink].mtu
+            self._mtu_of_uplink = links[self.config.uplink].mtu
         return self._mtu_of_uplink
 
     def _apply(self, desired: NodeNetwork) -> None:
@@ -127,18 +132,18 @@ class NodeNetworkAgent:
             Delete(route)
             for route in self._rtnl.routes()
             if route.protocol == ROUTE_PROTOCOL
-            and route.device in (self._config.uplink, VXLAN_DEVICE)
+            and route.device in (self.config.uplink, VXLAN_DEVICE)
             and route.destination not in wanted
         ]
 
     def _node_links(self, node: Peer, network: NodeNetwork) -> NodeLinks:
-        if self._config.mode != "kubenet":
+        if self.config.mode != "kubenet":
             return NodeLinks(network.mtu, node.addresses)
         bridge = BridgePorts(
             node.pod_cidrs,
             mac_of(node.pod_cidrs[0][1]),
             self._rtnl.index(BRIDGE),
-            self._config.hairpin_mode,
+            self.config.hairpin_mode,
         )
         return NodeLinks(network.mtu, node.addresses, bridge)
 
@@ -151,7 +156,7 @@ class NodeNetworkAgent:
             "type": "NetworkUnavailable",
             "status": "False",
             "reason": "RouteCreated",
-            "message": f"podwire programmed the {self._config.mode} pod network",
+            "message": f"podwire programmed the {self.config.mode} pod network",
             "lastHeartbeatTime": now,
             "lastTransitionTime": now,
         }

@@ -6,28 +6,82 @@ The process runs in the node's network namespace. Its rooms are wired here and n
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from pathlib import Path
+
+from aiohttp import web
 
 from podwire.agents.network import NodeNetworkAgent
+from podwire.agents.pathmtu import PathMtuCheck
 from podwire.client import Api
 from podwire.cni.attach import KernelPodNetwork
 from podwire.cni.config import NetworkConfig
 from podwire.cni.ipam import LeaseStore
+from podwire.errors import UsageError
+from podwire.explain.probes import ProbeService
+from podwire.explain.probes.wire import OUTSIDE
 from podwire.runtime.config import KubeletConfig
-from podwire.runtime.containers import Spawner
+from podwire.runtime.containers import ContainerRuntime, Spawner
 from podwire.runtime.kubelet import Kubelet
+from podwire.runtime.server import KubeletServer
 
 
-async def run(api: Api, config: KubeletConfig, network: NetworkConfig, *, spawner: Spawner) -> int:
-    """Run until cancelled, or until the Node is deleted: then the exit status says so."""
+async def run(
+    api: Api,
+    config: KubeletConfig,
+    network: NetworkConfig,
+    *,
+    spawner: Spawner,
+    runtime: ContainerRuntime | None = None,
+    outside: Path | None = None,
+) -> int:
+    """Run until cancelled, or until the Node is deleted: then the exit status says so.
+
+    `outside` is the pin of a host beyond the cluster, where there is one: probes may start there.
+    """
     leases = LeaseStore(config.node_dir / "ipam.db", config.boot_id)
     pods = KernelPodNetwork(network, leases, config.pins_dir)
     node = NodeNetworkAgent(api, config.node_name, network, pods)
-    kubelet = Kubelet(config, api, pods, spawner=spawner)
+    kubelet = Kubelet(config, api, pods, spawner=spawner, runtime=runtime)
+    probes = ProbeService(lambda source: _source_pin(kubelet, source, outside))
+    server = KubeletServer(kubelet)
+    server.add_route("POST", "/probe", lambda request: _probe(probes, request))
     try:
-        async with asyncio.TaskGroup() as group:
-            following = group.create_task(node.run())
+        async with server, asyncio.TaskGroup() as group:
+            following = [
+                group.create_task(node.run()),
+                group.create_task(PathMtuCheck(api, config.node_name, node, probes).run()),
+            ]
             code = await kubelet.run()
-            following.cancel()
+            for task in following:
+                task.cancel()
             return code
     finally:
-        leases.close()
+        probes.close()
+        with contextlib.suppress(OSError):
+            leases.close()
+
+
+def _source_pin(kubelet: Kubelet, source: str, outside: Path | None) -> Path | None:
+    """Where a probe's source lives; None is the node itself."""
+    if not source:
+        return None
+    if source == OUTSIDE:
+        if outside is None:
+            raise LookupError("this cluster has no outside host")
+        return outside
+    namespace, _, name = source.partition("/")
+    worker = kubelet.find(namespace, name)
+    if worker is None or worker.sandbox is None:
+        raise LookupError(f"pod {source} does not run on node {kubelet.config.node_name}")
+    if worker.sandbox.host_network:
+        return None
+    return kubelet.config.pins_dir / worker.sandbox.id
+
+
+async def _probe(service: ProbeService, request: web.Request) -> web.Response:
+    try:
+        body = await service.handle(await request.read())
+    except UsageError as error:
+        raise web.HTTPBadRequest(text=str(error)) from error
+    return web.Response(body=body, content_type="application/json")

@@ -21,10 +21,12 @@ from podwire.client import Api, Endpoint
 from podwire.controllers.config import ControllerConfig
 from podwire.controllers.manager import run as run_controllers
 from podwire.lab import publish as relay
+from podwire.lab.fabric import OUTSIDE
 from podwire.lab.holder import Context
 from podwire.lab.spec import API_PORT
 from podwire.lab.wire import ForkSpawner
 from podwire.runtime.config import KubeletConfig
+from podwire.runtime.oci import OciRuntime
 from podwire.runtime.standin import StandinConfig
 from podwire.runtime.standin import main as standin_main
 
@@ -139,6 +141,8 @@ async def _agent(context: Context) -> int:
             kubelet,
             spec.network_config(),
             spawner=ForkSpawner(paths.control_socket),
+            runtime=await OciRuntime.probe(kubelet.node_dir / "oci", paths.images),
+            outside=paths.node_pins / OUTSIDE,
         )
 
 
