@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from decimal import ROUND_CEILING, Decimal
 from typing import Final
 
-from podwire.objects.core import Container, EnvVarSource, Pod, ResourceFieldSelector
+from podwire.objects.core import Container, EnvFromSource, EnvVarSource, Pod, ResourceFieldSelector
 
 _EXPANSION: Final = re.compile(r"\$(\$|\(([^()]*)\))?")
 _INDEXED: Final = re.compile(r"metadata\.(labels|annotations)\['([^']+)'\]")
@@ -78,7 +78,7 @@ def environment(
     env: dict[str, str] = {}
     for source in container.env_from:
         try:
-            env.update(_env_from(pod, source.prefix, source, config_maps, secrets))
+            env.update(_env_from(source, config_maps, secrets))
         except ConfigError:
             if not lenient:
                 raise
@@ -98,11 +98,8 @@ def environment(
 
 
 def _env_from(
-    pod: Pod, prefix: str, source: object, config_maps: Lookup, secrets: Lookup
+    source: EnvFromSource, config_maps: Lookup, secrets: Lookup
 ) -> Iterable[tuple[str, str]]:
-    from podwire.objects.core import EnvFromSource
-
-    assert isinstance(source, EnvFromSource)
     for ref, lookup, kind in (
         (source.config_map_ref, config_maps, "configmap"),
         (source.secret_ref, secrets, "secret"),
@@ -115,7 +112,7 @@ def _env_from(
                 continue
             raise ConfigError(f'{kind} "{ref.name}" not found')
         for key, value in data.items():
-            yield prefix + key, value
+            yield source.prefix + key, value
 
 
 def _value_from(

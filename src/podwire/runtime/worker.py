@@ -13,9 +13,11 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 
 import aiohttp
+import msgspec
 
 from podwire.cni import PodAddresses
 from podwire.errors import (
@@ -26,7 +28,7 @@ from podwire.errors import (
     PodwireError,
 )
 from podwire.objects import kinds
-from podwire.objects.core import Pod
+from podwire.objects.core import ContainerStateTerminated, Pod
 from podwire.objects.meta import JsonObject, parse_time
 from podwire.runtime import sandbox as sandboxes
 from podwire.runtime.builtin import BuiltinContainer
@@ -78,6 +80,7 @@ class PodWorker:
         self._failures = 0
         self._removed = False
         self._stopping: asyncio.Task[None] | None = None
+        self._stop_terms: tuple[bool, int | None] = (False, None)
         self._done = False
 
     # -- being woken ------------------------------------------------------------------------------
@@ -171,7 +174,7 @@ class PodWorker:
             return
         now = asyncio.get_running_loop().time()
         steps = plan_containers(self.pod, self.slots, now)
-        self._view = _replace(self._view, initialized=steps.initialized)
+        self._view = replace(self._view, initialized=steps.initialized)
         started = [slot for slot in steps.start if await self._start(slot)]
         for slot in steps.stop:
             self._stop_later(slot)
@@ -182,6 +185,9 @@ class PodWorker:
             self._dirty = True
             return
         await self._first_probes(started)
+        if any(slot.role == "sidecar" and slot.started for slot in started):
+            # What comes after a started sidecar can start at once.
+            self._dirty = True
         if self._dirty and not self._written:
             return
         await self._write_status()
@@ -226,15 +232,12 @@ class PodWorker:
         write_host_files(host, self.pod, fresh)
         await host.policy_ready(self.pod, fresh.ips)
         self._adopt_sandbox(fresh)
-        for slot in self.slots:
-            if slot.running is None and slot.ended is None and slot.waiting[1] == "":
-                continue
         return True
 
     def _adopt_sandbox(self, sandbox: Sandbox) -> None:
         self.sandbox = sandbox
         self._sandbox_attempt = sandbox.attempt
-        self._view = _replace(
+        self._view = replace(
             self._view, sandbox_ready=True, sandbox_message="", pod_ips=sandbox.ips
         )
 
@@ -246,7 +249,7 @@ class PodWorker:
         except (AddressError, KernelError) as error:
             text = f"Failed to create pod sandbox: {error}"
             host.events.emit(self.pod, "FailedCreatePodSandBox", text, warning=True)
-            self._view = _replace(self._view, sandbox_ready=False, sandbox_message=text)
+            self._view = replace(self._view, sandbox_ready=False, sandbox_message=text)
             self._sandbox_attempt += 1
             self._retry_later()
             return None
@@ -270,7 +273,7 @@ class PodWorker:
                 self._host.network_thread, self._host.network.delete, sandbox.id
             )
         self.sandbox = None
-        self._view = _replace(self._view, sandbox_ready=False)
+        self._view = replace(self._view, sandbox_ready=False)
 
     # -- containers -------------------------------------------------------------------------------
 
@@ -461,15 +464,13 @@ class PodWorker:
 
     async def _terminate(self) -> None:
         """Stop everything, report the end, and have the API forget the pod."""
+        terms = (self._removed, self.pod.metadata.deletion_grace_period_seconds)
         if self._stopping is None:
             self._stopping = asyncio.get_running_loop().create_task(self._stop_all())
             self._stopping.add_done_callback(lambda _: self.wake())
-            self._stop_grace = self.pod.metadata.deletion_grace_period_seconds
+            self._stop_terms = terms
         if not self._stopping.done():
-            shortened = self._removed or (
-                self.pod.metadata.deletion_grace_period_seconds != self._stop_grace
-            )
-            if not shortened:
+            if terms == self._stop_terms:
                 # A stand-in stops within milliseconds; waiting here saves a status in between.
                 await asyncio.wait([self._stopping], timeout=0.2)
             else:
@@ -505,7 +506,7 @@ class PodWorker:
         """End the pod as Failed for a reason of its own (deadline)."""
         self._host.events.emit(self.pod, reason, message)
         await self._stop_all()
-        self._view = _replace(self._view, phase="Failed", reason=reason, message=message)
+        self._view = replace(self._view, phase="Failed", reason=reason, message=message)
         await self._write_status()
         await self._release()
 
@@ -594,7 +595,7 @@ class PodWorker:
                 self._probe(slot, standin=standin, resumed=resumed)
             self._follow(slot, container)
         if any(slot.ever_started for slot in self.slots if slot.role == "main"):
-            self._view = _replace(self._view, initialized=True)
+            self._view = replace(self._view, initialized=True)
         if host.config.boot_id != sandbox.boot_id:
             host.events.emit(self.pod, "SandboxChanged", _CHANGED)
 
@@ -653,22 +654,14 @@ async def _run_exec(container: RunningContainer, command: Sequence[str]) -> Outc
     return Outcome(False, (output + errors).decode(errors="replace").strip())
 
 
-def _replace(view: PodView, **changes: object) -> PodView:
-    import dataclasses
-
-    return dataclasses.replace(view, **changes)  # type: ignore[arg-type]
-
-
 def _with_ips(sandbox: Sandbox, ips: tuple[str, ...]) -> Sandbox:
-    import msgspec
-
     return msgspec.structs.replace(sandbox, ips=ips)
 
 
-def _terminated_from(state: object, container_id: str) -> Terminated | None:
-    from podwire.objects.core import ContainerStateTerminated
-
-    if not isinstance(state, ContainerStateTerminated):
+def _terminated_from(
+    state: ContainerStateTerminated | None, container_id: str
+) -> Terminated | None:
+    if state is None:
         return None
 
     def unix(text: str | None) -> float:
