@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import datetime as dt
+import shutil
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -144,9 +145,15 @@ WATCHED = (
 @contextlib.asynccontextmanager
 async def open_world(path: Path, **config: Any) -> AsyncIterator[World]:
     socket = path / "api.sock"
-    server = ServerConfig(path / "store.db", path / "pki", unix_socket=socket)
+    server = ServerConfig(
+        path / "store.db",
+        path / "pki",
+        unix_socket=socket,
+        tls_addresses=[("127.0.0.1", 0)],
+    )
     options = ControllerConfig(**{"node_grace_s": 3600.0, "ca_text": "CA", **config})
-    async with ApiServer(server), Api(Endpoint(unix_socket=socket)) as api:
+    async with ApiServer(server) as running_server, Api(Endpoint(unix_socket=socket)) as api:
+        (path / "kubeconfig").write_text(running_server.kubeconfig())
         kubelet = FakeKubelet(api)
         watched = {kind.plural: Informer(api, kind) for kind in WATCHED}
         async with Api(Endpoint(unix_socket=socket)) as mine:
@@ -423,7 +430,6 @@ async def test_cron_job_starts_what_it_missed(world: World) -> None:
     )
 
 
-@pytest.mark.xfail(reason="the server's /finalize defaults spec.finalizers back", strict=False)
 async def test_namespace_goes_with_all_it_holds(world: World) -> None:
     await world.api.create(kinds.NAMESPACE, {"metadata": {"name": "shop"}})
     await world.until(lambda: world.get(kinds.SERVICE_ACCOUNT, "default", "shop"))
@@ -555,3 +561,37 @@ async def test_disruption_budget_counts_healthy_pods(world: World) -> None:
             and b.status.expected_pods == 3
         )
     )
+
+
+async def _kubectl(path: Path, *args: str) -> str:
+    process = await asyncio.create_subprocess_exec(
+        "kubectl",
+        f"--kubeconfig={path / 'kubeconfig'}",
+        f"--cache-dir={path / 'cache'}",
+        *args,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    output, _ = await asyncio.wait_for(process.communicate(), 60)
+    assert process.returncode == 0, output.decode()
+    return output.decode()
+
+
+@pytest.mark.skipif(shutil.which("kubectl") is None, reason="no kubectl on PATH")
+async def test_kubectl_follows_rollouts(world: World, tmp_path: Path) -> None:
+    for kind, name in ((v.DEPLOYMENT, "web"), (v.STATEFUL_SET, "db"), (v.DAEMON_SET, "agent")):
+        body = workload(name, 3)
+        if kind is v.DAEMON_SET:
+            del body["spec"]["replicas"]
+        await world.api.create(kind, body, "default")
+    for what in ("deployment/web", "statefulset/db", "daemonset/agent"):
+        await _kubectl(tmp_path, "rollout", "status", what, "--timeout=20s")
+        await _kubectl(tmp_path, "set", "image", what, "main=nginx:2")
+        await _kubectl(tmp_path, "rollout", "status", what, "--timeout=20s")
+        assert "2" in await _kubectl(tmp_path, "rollout", "history", what)
+        await _kubectl(tmp_path, "rollout", "undo", what)
+        await _kubectl(tmp_path, "rollout", "status", what, "--timeout=20s")
+        app = what.partition("/")[2]
+        assert {p.spec.containers[0].image for p in world.pods(app=app)} == {"nginx:1"}
+    await _kubectl(tmp_path, "scale", "deployment/web", "--replicas=1")
+    await world.until(lambda: rolled_out(world.get(v.DEPLOYMENT, "web"), 1))
