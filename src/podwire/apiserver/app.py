@@ -18,7 +18,9 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 
-from aiohttp import web
+from aiohttp import StreamReader, web
+from aiohttp.abc import AbstractStreamWriter
+from aiohttp.http_parser import RawRequestMessage
 
 from podwire.apiserver.authn import TokenSigner
 from podwire.apiserver.bootstrap import bootstrap
@@ -27,7 +29,7 @@ from podwire.apiserver.crds import CustomKinds
 from podwire.apiserver.metrics import Metrics
 from podwire.apiserver.pki import Pki, ensure_pki
 from podwire.apiserver.registry import Registry
-from podwire.apiserver.server import Handler
+from podwire.apiserver.server import MAX_BODY, Handler
 from podwire.apiserver.service_addresses import ServiceAddresses
 from podwire.apiserver.store import Event, Store
 from podwire.objects.meta import Key
@@ -101,7 +103,9 @@ class ApiServer:
 
     async def _listen(self, handler: Handler) -> None:
         config = self.config
-        server = web.Server(handler, access_log=None, handler_cancellation=True)
+        server = web.Server(
+            handler, request_factory=_request, access_log=None, handler_cancellation=True
+        )
         self._runner = web.ServerRunner(server)
         await self._runner.setup()
         if config.unix_socket is not None:
@@ -117,6 +121,9 @@ class ApiServer:
 
     async def stop(self) -> None:
         """Answer what is committed, close the rest; the store is whole on disk afterwards."""
+        if self._ctx is not None:
+            for table in self._ctx.store.tables():
+                table.close()
         if self._runner is not None:
             server = self._runner.server
             if server is not None:
@@ -133,6 +140,18 @@ class ApiServer:
 
     async def __aexit__(self, *exc: object) -> None:
         await self.stop()
+
+
+def _request(
+    message: RawRequestMessage,
+    payload: StreamReader,
+    protocol: web.RequestHandler,
+    writer: AbstractStreamWriter,
+    task: asyncio.Task[None],
+) -> web.BaseRequest:
+    """aiohttp's own limit is 1 MiB; what is over MAX_BODY is refused with a Status."""
+    loop = asyncio.get_running_loop()
+    return web.BaseRequest(message, payload, protocol, writer, task, loop, client_max_size=MAX_BODY)
 
 
 def _context(config: ServerConfig, pki: Pki) -> Context:

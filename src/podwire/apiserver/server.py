@@ -220,14 +220,14 @@ def _check_scope(request: Request) -> None:
 
 
 async def _body(http: web.BaseRequest) -> bytes:
-    body = await http.read()
-    if len(body) > MAX_BODY:
+    try:
+        return await http.read()
+    except web.HTTPRequestEntityTooLarge as error:
         raise ApiError(
             f"Request entity too large: limit is {MAX_BODY}",
             code=413,
             reason="RequestEntityTooLarge",
-        )
-    return body
+        ) from error
 
 
 def _typed(body: bytes, content_type: str) -> web.Response:

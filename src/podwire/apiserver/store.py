@@ -88,6 +88,8 @@ class Table:
         self.history: deque[Event] = deque()
         self.floor = floor
         self.listeners: list[Listener] = []
+        self.closers: list[Callable[[], None]] = []
+        """What to call when nothing will ever be committed here again."""
         self._sorted: list[Key] | None = None
 
     def keys(self) -> list[Key]:
@@ -139,6 +141,10 @@ class Table:
         self._trim()
         for listener in tuple(self.listeners):
             listener(events)
+
+    def close(self) -> None:
+        for closer in tuple(self.closers):
+            closer()
 
     def _trim(self) -> None:
         oldest = time.monotonic() - HISTORY_AGE_S
@@ -207,8 +213,10 @@ class Store:
 
     def drop_table(self, name: str) -> None:
         """Forget a resource that is no longer served (its rows stay until deleted one by one)."""
-        self._tables.pop(name, None)
+        table = self._tables.pop(name, None)
         self._briefs.pop(name, None)
+        if table is not None:
+            table.close()
 
     def tables(self) -> Iterator[Table]:
         yield from self._tables.values()

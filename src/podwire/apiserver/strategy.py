@@ -110,7 +110,7 @@ def begin_update(resource: Resource, new: JsonObject, old: JsonObject, subresour
             meta.pop(key, None)
     if subresource == "status":
         _only_status(resource, new, old)
-    elif "status" in resource.subresources:
+    elif "status" in resource.subresources and subresource != "binding":
         _keep(new, old, "status")
     if resource.storage == "secrets":
         _merge_string_data(new)

@@ -243,8 +243,6 @@ async def finalize(ctx: Context, request: Request, form: Format) -> Answer:
     def change(current: JsonObject) -> JsonObject:
         spec = current.setdefault("spec", {})
         spec["finalizers"] = get(obj, "spec", "finalizers", default=[])
-        if not spec["finalizers"]:
-            spec.pop("finalizers")
         for key in ("uid", "resourceVersion"):
             if obj["metadata"].get(key):
                 current["metadata"][key] = obj["metadata"][key]

@@ -250,10 +250,12 @@ async def _run(
         watcher.write([_frame("ERROR", encode(error.status()))])
         return
     stored.listeners.append(watcher.hear)
+    stored.closers.append(watcher.close)
     try:
         await _until_over(ctx.store, watcher, options)
     finally:
         stored.listeners.remove(watcher.hear)
+        stored.closers.remove(watcher.close)
 
 
 async def _until_over(store: Store, watcher: Watcher, options: WatchOptions) -> None:
