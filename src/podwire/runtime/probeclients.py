@@ -99,7 +99,7 @@ def http_check(
 
 
 def _judge_http(data: bytes, closed: bool) -> Outcome | None:
-    line, separator, rest = data.partition(b"\r\n")
+    line, separator, _ = data.partition(b"\r\n")
     if not separator and not closed:
         return None
     words = line.split(b" ", 2)
@@ -107,8 +107,8 @@ def _judge_http(data: bytes, closed: bool) -> Outcome | None:
         return Outcome(False, "malformed HTTP response" if data else "EOF")
     status = int(words[1])
     if status < 200:  # 100 Continue, 103 Early Hints: the answer follows
-        _, separator, rest = rest.partition(b"\r\n\r\n")
-        return _judge_http(rest, closed) if separator or closed else None
+        _, separator, final = data.partition(b"\r\n\r\n")
+        return _judge_http(final, closed) if separator or closed else None
     if status < 400:
         return OK
     return Outcome(False, f"HTTP probe failed with statuscode: {status}")
