@@ -500,7 +500,6 @@ async def _renew(api: Api, names: list[str]) -> None:
         await asyncio.sleep(0.1)
 
 
-@pytest.mark.xfail(reason="the server refuses the finalizer it gives to CRDs", strict=False)
 async def test_custom_kinds_are_collected_too(world: World) -> None:
     crd = {
         "metadata": {"name": "things.example.com"},

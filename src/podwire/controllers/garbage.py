@@ -65,6 +65,15 @@ class OwnerGraph:
     def dependents(self, uid: str) -> list[Item]:
         return [self.items[d] for d in self._dependents.get(uid, ()) if d in self.items]
 
+    def unresolved(self) -> list[str]:
+        """Uids of items with an owner that the graph does not show."""
+        return [
+            uid
+            for owner, uids in self._dependents.items()
+            if owner not in self.items
+            for uid in uids
+        ]
+
     def apply(self, kind: Kind[Any], change: Change[Any]) -> set[str]:
         """Take in a change; the uids to look at."""
         if change.new is None:
@@ -177,7 +186,13 @@ class GarbageCollector:
         for where, one in served.items():
             if where not in self._watched:
                 self._watch(one.kind)
-        group.create_task(self._cluster.follow(group))
+        group.create_task(self._follow_new(group))
+
+    async def _follow_new(self, group: asyncio.TaskGroup) -> None:
+        """Watch new kinds; owners of such kinds could not be judged before."""
+        await self._cluster.follow(group)
+        for uid in self._graph.unresolved():
+            self._queue.add(uid)
 
     # --- one item ---
 
