@@ -13,15 +13,15 @@ from collections.abc import Callable
 
 from podwire.apiserver.context import GIT_VERSION, Context
 from podwire.apiserver.openapi import (
-    OPENAPI_V2,
     OPENAPI_V2_CONTENT_TYPE,
     OpenApiResource,
     openapi_v3_document,
     openapi_v3_index,
 )
+from podwire.apiserver.openapi_v2 import openapi_v2_protobuf
 from podwire.apiserver.registry import Registry, Resource
 from podwire.apiserver.request import page_not_found
-from podwire.apiserver.store import encode
+from podwire.apiserver.store import decode, encode
 from podwire.errors import ApiError
 from podwire.objects.meta import JsonObject
 
@@ -292,10 +292,20 @@ def openapi_document(ctx: Context, path: str) -> bytes:
     return _cached(ctx, ("openapi", name, each), build)
 
 
-def openapi_v2(accept: str) -> tuple[bytes, str]:
+def _v2_protobuf(ctx: Context) -> bytes:
+    paths = [
+        f"apis/{name}/{each}" if name else f"api/{each}"
+        for name, versions in ctx.registry.groups().items()
+        for each in versions
+    ]
+    documents = (decode(openapi_document(ctx, path)) for path in paths)
+    return openapi_v2_protobuf(documents, GIT_VERSION)
+
+
+def openapi_v2(ctx: Context, accept: str) -> tuple[bytes, str]:
     """Protobuf for old kubectl; an empty JSON document for others; 406 for YAML and the like."""
     if "proto-openapi" in accept:
-        return OPENAPI_V2, OPENAPI_V2_CONTENT_TYPE
+        return _cached(ctx, "openapi-v2", lambda: _v2_protobuf(ctx)), OPENAPI_V2_CONTENT_TYPE
     if accept and "json" not in accept and "*/*" not in accept:
         raise ApiError(
             "only application/json and protobuf are served here; use /openapi/v3",

@@ -174,7 +174,7 @@ class Handler:
             case ["version"]:
                 return _typed(encode(discovery.version()), discovery.JSON)
             case ["openapi", "v2"]:
-                return _typed(*discovery.openapi_v2(accept))
+                return _typed(*discovery.openapi_v2(ctx, accept))
             case ["openapi", "v3"]:
                 return _typed(discovery.openapi_index(ctx), discovery.JSON)
             case ["openapi", "v3", *rest]:

@@ -263,3 +263,18 @@ async def test_log_refusals(api: Api, query: str, message: str) -> None:
     code, refused = await api.call("GET", f"{PODS}/two/log?{query}")
     assert code == 400
     assert refused["message"].startswith(message)
+
+
+async def test_openapi_v2_for_old_kubectl(api: Api) -> None:
+    """The protobuf document names every kind, its merge keys included."""
+    accept = "application/com.github.proto-openapi.spec.v2@v1.0+protobuf"
+    headers = {"Accept": accept}
+    async with api.session.get("http://x/openapi/v2", headers=headers) as answer:
+        body = await answer.read()
+        assert answer.headers["Content-Type"] == (
+            "application/com.github.proto-openapi.spec.v2.v1.0+protobuf"
+        )
+    assert body.startswith(b"\x0a\x032.0")
+    assert b"#/definitions/io.k8s.api.core.v1.GRPCAction" in body
+    assert b"x-kubernetes-patch-merge-key" in body
+    assert (await api.call("GET", "/openapi/v2", accept="application/yaml"))[0] == 406
