@@ -147,7 +147,7 @@ class Raw:
     def feed(self, data: bytes) -> None:
         if not self._greeted:
             self._greeted = True
-            self._transport.write(self._endpoint.identity(self._peer))
+            data = self._endpoint.identity(self._peer) + data
             self._endpoint.log.write(f"TCP :{self._endpoint.port.port} from {self._peer}")
         self._transport.write(data)
 
