@@ -16,7 +16,7 @@ from typing import Any
 
 from podwire.client import Api, Change, Informer
 from podwire.cni import PodNetwork
-from podwire.errors import KernelError
+from podwire.errors import KernelError, PodwireError
 from podwire.objects import kinds
 from podwire.objects.core import Pod
 from podwire.runtime import EXIT_NODE_REMOVED
@@ -145,8 +145,12 @@ class Kubelet:
             if pod is None:
                 await self._remove_left_over(record)
                 continue
-            worker = self._worker(pod)
-            await worker.adopt(record)
+            try:
+                await self._worker(pod).adopt(record)
+            except (PodwireError, OSError) as error:
+                # A pod that cannot be taken over is made anew; the sweep removes its old sandbox.
+                _LOG.warning("pod %s: cannot adopt its sandbox: %s", pod.key, error)
+                self._worker(pod)
         self._stop_unknown_standins()
         valid = {w.sandbox.id for w in self._workers.values() if w.sandbox is not None}
         await self._in_thread(lambda: self._host.network.sweep(valid))

@@ -34,7 +34,7 @@ from podwire.runtime import sandbox as sandboxes
 from podwire.runtime.builtin import BuiltinContainer
 from podwire.runtime.containers import ExitStatus, RunningContainer
 from podwire.runtime.launch import BUILTIN_PREFIX, Host, launch, write_host_files
-from podwire.runtime.lifecycle import stop_container
+from podwire.runtime.lifecycle import run_hook, stop_container
 from podwire.runtime.probeclients import OK, Outcome
 from podwire.runtime.probes import ContainerProbes, ProbeKind
 from podwire.runtime.sandbox import Sandbox
@@ -307,6 +307,20 @@ class PodWorker:
         lazy = launched.standin
         host.events.emit(self.pod, "Created", f"Created container: {slot.name}", lazy=lazy)
         host.events.emit(self.pod, "Started", f"Started container {slot.name}", lazy=lazy)
+        return await self._post_start(slot)
+
+    async def _post_start(self, slot: Slot) -> bool:
+        """Run the postStart hook; a container whose hook failed is killed and restarted."""
+        hook = slot.spec.lifecycle.post_start if slot.spec.lifecycle is not None else None
+        if hook is None or slot.running is None:
+            return True
+        address = self.sandbox.ips[0] if self.sandbox is not None else ""
+        limit = float(self.pod.spec.termination_grace_period_seconds)
+        failure = await run_hook(slot.running, slot.spec, hook, address, limit)
+        if failure and slot.running is not None:
+            self._host.events.emit(self.pod, "FailedPostStartHook", failure, warning=True)
+            slot.kill_reason = "postStart"
+            self._stop_later(slot)
         return True
 
     def _start_failed(self, slot: Slot, error: ContainerError) -> None:
@@ -359,7 +373,7 @@ class PodWorker:
             status.exit_code,
             status.signal,
             status.reason or ("Completed" if status.exit_code == 0 else "Error"),
-            status.message,
+            status.message or self._last_words(slot),
             container.started_at,
             now,
             container.id,
@@ -375,6 +389,15 @@ class PodWorker:
                 text = f"Back-off restarting failed container {slot.name} in pod {who}"
                 self._host.events.emit(self.pod, "BackOff", text, warning=True)
         self.wake()
+
+    def _last_words(self, slot: Slot) -> str:
+        """The termination message a container left in its file (4 KiB at most, as upstream)."""
+        path = self._host.pod_dir(self.pod.metadata.uid) / "termination"
+        try:
+            with open(f"{path}/{slot.name}.{slot.attempt}", "rb") as file:
+                return file.read(4096).decode(errors="replace")
+        except OSError:
+            return ""
 
     # -- probes -----------------------------------------------------------------------------------
 
