@@ -23,7 +23,10 @@ from podwire.kernel.requests import (
     Add,
     AddLink,
     Bridge,
+    Delete,
     DeleteLink,
+    Neighbour,
+    Replace,
     Request,
     Route,
     SetLink,
@@ -126,6 +129,19 @@ def outside_requests(spec: LabSpec) -> list[Request]:
     ]
 
 
+def neighbour_requests(device: str, hosts: Iterable[tuple[Address, ...]]) -> list[Request]:
+    """Permanent entries for other hosts of the node network.
+
+    Ordinary entries count machine-wide (gc_thresh3 is 1,024 for all namespaces together): whoever
+    fills the table elsewhere would cut our nodes off from each other.
+    """
+    return [
+        Replace(Neighbour(device, address, mac_of(addresses[0])))
+        for addresses in hosts
+        for address in addresses
+    ]
+
+
 class Fabric:
     """The applied wires; lives in the holder, in the lab's own namespaces."""
 
@@ -134,6 +150,7 @@ class Fabric:
         self._families = spec.families
         sysctl.write(self._sysctls())
         self._rtnl = Rtnl()
+        self._hosts: dict[str, tuple[Address, ...]] = {}
 
     def _sysctls(self, *, forward: bool = False) -> dict[str, str | int]:
         """Of one namespace: no address detection delays, and no IPv6 where the lab has none."""
@@ -151,11 +168,17 @@ class Fabric:
 
     def build(self, spec: LabSpec) -> None:
         self._rtnl.apply(bridge_requests(spec))
+        self._hosts = {
+            BRIDGE: spec.host_addresses(API_HOST_NUMBER),
+            ROUTER: spec.host_addresses(spec.router_number),
+        }
+        self._rtnl.apply(neighbour_requests(BRIDGE, [self._hosts[ROUTER]]))
         with self._namespace(OUTSIDE) as outside:
             with self._namespace(ROUTER, forward=True) as router:
                 mac = mac_of(spec.host_addresses(spec.router_number)[0])
                 self._rtnl.apply(port_requests(ROUTER, UPLINK, mac, router))
                 self._inside(router, router_requests(spec, outside))
+                self._inside(router, neighbour_requests(UPLINK, [self._hosts[BRIDGE]]))
             self._inside(outside, outside_requests(spec))
         for node in spec.nodes:
             self.add_node(spec, node)
@@ -165,9 +188,26 @@ class Fabric:
         with self._namespace(node.name) as fd:
             self._rtnl.apply(port_requests(port_name(node), UPLINK, mac_of(addresses[0]), fd))
             self._inside(fd, host_requests(spec, node))
+            self._inside(fd, neighbour_requests(UPLINK, self._hosts.values()))
+        self._tell_hosts(neighbour_requests(UPLINK, [addresses]))
+        self._rtnl.apply(neighbour_requests(BRIDGE, [addresses]))
+        self._hosts[node.name] = addresses
+
+    def _tell_hosts(self, requests: list[Request]) -> None:
+        """The same requests in every host of the segment but the lab's own namespace."""
+        for name in self._hosts:
+            if name != BRIDGE:
+                fd = netns.open_pin(self._pins / name)
+                try:
+                    self._inside(fd, requests)
+                finally:
+                    os.close(fd)
 
     def remove_node(self, node: NodeSpec) -> None:
         self._rtnl.apply([DeleteLink(port_name(node), missing_ok=True)])
+        addresses = self._hosts.pop(node.name, ())
+        gone = [Delete(Neighbour(UPLINK, address, mac_of(addresses[0]))) for address in addresses]
+        self._tell_hosts(list(gone))
         netns.delete(self._pins / node.name)
 
     @contextlib.contextmanager
