@@ -6,6 +6,7 @@ python oci_scenarios.py SCENARIO DIRECTORY FLAVOUR
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import importlib.util
 import json
 import os
@@ -15,6 +16,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -289,7 +291,7 @@ async def exec_on_a_terminal(lab: Lab) -> None:
     container = await lab.start("a", "echo up; sleep 100")
     await lab.until_logged("a", "up")
     script = (
-        "until [ \"$(stty size)\" = '30 90' ]; do sleep 0.05; done; "
+        "until [ \"$(stty size 2>/dev/null)\" = '30 90' ]; do sleep 0.05; done; "
         "tty; read a; echo got $a; exit 4"
     )
     process = await container.exec(["sh", "-c", script], tty=True, stdin=True)
@@ -297,7 +299,8 @@ async def exec_on_a_terminal(lab: Lab) -> None:
     assert process.stdin is not None
     async with asyncio.timeout(20):
         process.resize(90, 30)
-        assert b"/dev/" in await process.stdout.readuntil(b"\n")
+        line = await process.stdout.readuntil(b"\n")
+        assert b"/dev/" in line, line
         process.stdin.write(b"typed\n")
         await process.stdout.readuntil(b"got typed")
         assert (await process.wait()).exit_code == 4
@@ -378,9 +381,9 @@ async def _agent(directory: Path, flavour: str) -> None:
     await lab.until_logged("running", "up")
     saved = [json.loads(p.read_text()) for p in (directory / "oci/uid-1").glob("*/container.json")]
     (lost,) = [s["id"] for s in saved if s["name"] == "lost"]
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        if f"uid-1/{lost}".encode() in path.read_bytes() and b"shim.py" in path.read_bytes():
-            os.kill(int(path.parent.name), signal.SIGKILL)
+    for pid, command in _commands():
+        if f"uid-1/{lost}".encode() in command and b"shim.py" in command:
+            os.kill(pid, signal.SIGKILL)
     print("up", flush=True)
     await asyncio.sleep(1000)
 
@@ -398,15 +401,22 @@ async def start_times(lab: Lab) -> None:
     await asyncio.gather(*many)
     together = (time.perf_counter() - begin) * 1000 / 20
     pss = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        if b"shim.py" in path.read_bytes():
-            rollup = (path.parent / "smaps_rollup").read_text().splitlines()
+    for pid, command in _commands():
+        if b"shim.py" in command:
+            rollup = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
             pss.append(next(int(line.split()[1]) for line in rollup if line.startswith("Pss:")))
     print(json.dumps({
         "runtime": lab.runtime.name, "rootless": lab.rootless,
         "alone_ms_median": round(sorted(alone)[5], 1), "twenty_at_once_ms_each": round(together, 1),
         "shim_pss_kb": sum(pss) // len(pss), "shims": len(pss),
     }))  # fmt: skip
+
+
+def _commands() -> Iterator[tuple[int, bytes]]:
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        # Processes end while they are listed.
+        with contextlib.suppress(OSError):
+            yield int(path.parent.name), path.read_bytes()
 
 
 def _store(directory: Path) -> Any:

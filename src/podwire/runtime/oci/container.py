@@ -14,7 +14,7 @@ import secrets
 import shutil
 import socket
 import struct
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -33,7 +33,7 @@ _LOST: Final = ExitStatus(
     reason="ContainerStatusUnknown",
     message="The container could not be located when the pod was checked: its supervisor is gone",
 )
-_MAX_QUEUE: Final = 1024 * 1024
+_WATCHES: Final[set[asyncio.Task[ExitStatus]]] = set()
 
 
 class Saved(msgspec.Struct, frozen=True):
@@ -79,14 +79,16 @@ class OciContainer:
         with contextlib.suppress(OSError):
             self._shim = await _ShimConnection.open(self._directory)
         self._ended = asyncio.create_task(self._watch())
+        # The loop keeps only weak references, and a caller may forget a container that runs.
+        _WATCHES.add(self._ended)
+        self._ended.add_done_callback(_WATCHES.discard)
 
     async def _watch(self) -> ExitStatus:
         if self._shim is not None:
-            async for kind, payload in self._shim.frames():
-                if kind == b"x":
-                    self._shim.close()
-                    return _parse_exit(payload)
+            kind, payload = await self._shim.frame()
             self._shim.close()
+            if kind == b"x":
+                return _parse_exit(payload)
         with contextlib.suppress(OSError, msgspec.MsgspecError):
             return _parse_exit((self._directory / "exit.json").read_bytes())
         # Somebody killed the shim. Its container must not go on unwatched.
@@ -186,11 +188,13 @@ class _ShimConnection:
             os.close(fd)
         return _ShimConnection(*await asyncio.open_unix_connection(sock=sock))
 
-    async def frames(self) -> AsyncIterator[tuple[bytes, bytes]]:
-        with contextlib.suppress(OSError, asyncio.IncompleteReadError):
-            while True:
-                kind, length = _HEADER.unpack(await self._reader.readexactly(_HEADER.size))
-                yield kind, await self._reader.readexactly(length)
+    async def frame(self) -> tuple[bytes, bytes]:
+        """The next frame; of kind b"" when the shim is gone."""
+        try:
+            kind, length = _HEADER.unpack(await self._reader.readexactly(_HEADER.size))
+            return kind, await self._reader.readexactly(length)
+        except (OSError, asyncio.IncompleteReadError):
+            return b"", b""
 
     def write(self, kind: bytes, payload: bytes) -> None:
         self.writer.write(_HEADER.pack(kind, len(payload)) + payload)
@@ -268,12 +272,13 @@ class _Attached:
         self._task = asyncio.create_task(self._read())
 
     async def _read(self) -> None:
-        async for kind, payload in self._connection.frames():
+        while True:
+            kind, payload = await self._connection.frame()
             if kind == b"1":
                 self.stdout.feed_data(payload)
             elif kind == b"2" and self.stderr is not None:
                 self.stderr.feed_data(payload)
-            elif kind == b"x":
+            elif kind in (b"x", b""):
                 break
         for reader in (self.stdout, self.stderr):
             if reader is not None:
