@@ -74,6 +74,7 @@ def machine_facts() -> dict[str, Any]:
         "memory_mib": int(_field("/proc/meminfo", "MemTotal").split()[0] or 0) // 1024,
         "python": platform.python_version(),
         "root": os.geteuid() == 0,
+        "load": os.getloadavg(),
     }
 
 
