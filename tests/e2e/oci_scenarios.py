@@ -347,7 +347,7 @@ async def survive_the_agent(lab: Lab) -> None:
         os.dup2(ready_w, 1)
         os.execv(sys.executable, [sys.executable, __file__, *arguments])
     os.close(ready_w)
-    assert await asyncio.to_thread(os.read, ready, 100) == b"up\n"
+    assert (await asyncio.to_thread(os.read, ready, 100)).startswith(b"up")
     os.kill(agent, signal.SIGKILL)
     await asyncio.to_thread(os.waitpid, agent, 0)
     containers = {c.name: c for c in await lab.runtime.recover("uid-1")}
