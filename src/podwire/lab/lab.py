@@ -89,9 +89,19 @@ class Lab:
         self.close()
 
     def up(self, progress: Callable[[str], None] = lambda _: None) -> bool:
-        """Build the lab, or reconcile it when it runs; True when it was built."""
+        """Build the lab, or reconcile it when it runs; True when it was built.
+
+        Returns when the API server answers and every node is Ready: pods that are applied now are
+        spread over all of them.
+        """
         built = launch.up(self._spec, progress)
-        self.call(lambda api: api.wait_healthy(timeout_s=20.0))
+        names = [node.name for node in self.spec.nodes]
+
+        async def wait(api: Api) -> None:
+            await api.wait_healthy(timeout_s=20.0)
+            await waiting.wait_nodes(api, names, _DEFAULT_WAIT_S)
+
+        self.call(wait)
         return built
 
     def down(self) -> bool:

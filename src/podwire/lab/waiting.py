@@ -98,6 +98,29 @@ def _why(pod: Pod) -> str:
     return pod.status.phase
 
 
+async def wait_nodes(api: Api, wanted: Iterable[str], timeout_s: float) -> None:
+    """Return when these nodes are Ready; `LabError` names those that are not."""
+    names = set(wanted)
+    nodes: Informer[Node] = Informer(api, kinds.NODE)
+    done = asyncio.Event()
+
+    def changed(_: object) -> None:
+        if names <= {n.metadata.name for n in nodes.objects.values() if n.ready}:
+            done.set()
+
+    nodes.on_change(changed)
+    following = asyncio.create_task(nodes.run())
+    try:
+        await asyncio.wait_for(done.wait(), timeout_s)
+    except TimeoutError:
+        ready = {n.metadata.name for n in nodes.objects.values() if n.ready}
+        missing = ", ".join(sorted(names - ready))
+        raise LabError(f"nodes not Ready after {timeout_s:g} s: {missing}") from None
+    finally:
+        following.cancel()
+        await asyncio.gather(following, return_exceptions=True)
+
+
 async def wait_ready(
     api: Api,
     nodes: Iterable[str],
