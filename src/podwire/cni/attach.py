@@ -212,13 +212,13 @@ class _BridgePod:
 
 
 def pod_sysctls(families: Iterable[int]) -> tuple[tuple[str, str], ...]:
-    """A pod without IPv6 has none of it; one with it never waits for DAD (k/k#54651)."""
+    """A pod with IPv6 never waits for DAD (k/k#54651); one without it needs none of these."""
     if 6 in set(families):
         return (
             ("net/ipv6/conf/default/accept_dad", "0"),
             ("net/ipv6/conf/default/dad_transmits", "0"),
         )
-    return (("net/ipv6/conf/all/disable_ipv6", "1"),)
+    return ()
 
 
 def _write_sysctls(values: Iterable[tuple[str, str]]) -> None:

@@ -94,6 +94,10 @@ class PodLink:
     def mac(self) -> str:
         return mac_of(self.addresses[0])
 
+    @property
+    def has_ipv6(self) -> bool:
+        return any(address.version == 6 for address in self.addresses)
+
 
 def _veth(link: PodLink, host_mac: str | None, netns: int, master: str | None) -> AddLink:
     far = Veth(
@@ -133,12 +137,18 @@ def routed_node_requests(link: PodLink, netns: int) -> list[Request]:
     return requests
 
 
-def _links_up() -> list[Request]:
-    return [SetLink(device=_LO, up=True), SetLink(device=_POD_INDEX, up=True)]
+def _links_up(link: PodLink) -> list[Request]:
+    requests: list[Request] = [SetLink(device=_LO, up=True)]
+    if not link.has_ipv6:
+        # No fe80::, hence no DAD and no MLD. Not by the disable_ipv6 sysctl: a look-up below
+        # /proc/sys/net walks one entry per namespace (they hash alike), and writing it spins on the
+        # RTNL lock (addrconf_disable_ipv6): pods would cost more the more there are.
+        requests.append(SetLink(device=_POD_INDEX, link_local=False))
+    return [*requests, SetLink(device=_POD_INDEX, up=True)]
 
 
 def routed_pod_requests(link: PodLink) -> list[Request]:
-    requests: list[Request] = _links_up()
+    requests: list[Request] = _links_up(link)
     for address in link.addresses:
         gateway = GATEWAY[address.version]
         requests += [
@@ -184,7 +194,7 @@ def kubenet_pod_requests(
     link: PodLink, bridge: BridgePorts, neighbours: Iterable[Sequence[Address]]
 ) -> list[Request]:
     """The pod's half; `neighbours` are the addresses of the pods on the bridge already."""
-    requests: list[Request] = _links_up()
+    requests: list[Request] = _links_up(link)
     for address in link.addresses:
         gateway = bridge.gateway(address.version)
         requests += [

@@ -210,9 +210,13 @@ def tolerated(request: rq.Request) -> frozenset[int]:
         return _EXISTS
     if isinstance(request, rq.Replace) and isinstance(request.entry, rq.Rule):
         return _EXISTS
+    if isinstance(request, rq.SetLink) and request.link_local is False:
+        return _NO_IPV6
     return frozenset()
 
 
+# A link without IPv6 (the kernel has none, or the MTU is under 1280) has no fe80:: either.
+_NO_IPV6: Final = frozenset({errno.EAFNOSUPPORT})
 _EXISTS: Final = frozenset({errno.EEXIST})
 _MISSING: Final = frozenset({errno.ENOENT, errno.ESRCH, errno.ENODEV, errno.EADDRNOTAVAIL})
 
