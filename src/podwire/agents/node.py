@@ -23,7 +23,10 @@ from podwire.explain.probes.wire import OUTSIDE
 from podwire.runtime.config import KubeletConfig
 from podwire.runtime.containers import ContainerRuntime, Spawner
 from podwire.runtime.kubelet import Kubelet
+from podwire.runtime.node import NodeRemovedError
 from podwire.runtime.server import KubeletServer
+
+_WAITING = "container runtime network not ready: waiting for the node's podCIDR"
 
 
 async def run(
@@ -52,6 +55,10 @@ async def run(
                 group.create_task(node.run()),
                 group.create_task(PathMtuCheck(api, config.node_name, node, probes).run()),
             ]
+            # Pods of an earlier agent can only be recognised once the network is known again.
+            with contextlib.suppress(NodeRemovedError):
+                await kubelet.registration.register(not_ready=_WAITING)
+                await node.configured.wait()
             code = await kubelet.run()
             for task in following:
                 task.cancel()

@@ -111,9 +111,14 @@ class KernelPodNetwork:
             if node.bridge is None:
                 rtnl.apply(links.routed_node_requests(link, fd))
                 pod.apply(links.routed_pod_requests(link))
-                pod.close()
             else:
                 self._wire_bridge(rtnl, pod, link, node.bridge, fd)
+            # A veth end without its carrier noticed has a noop queue that drops; asking for the
+            # link makes the kernel notice now (linkwatch_sync_dev in rtnl_getlink, Linux 6.8).
+            pod.index(links.POD_INTERFACE)
+            rtnl.index(link.host_interface)
+            if node.bridge is None:
+                pod.close()
         finally:
             os.close(fd)
 

@@ -142,11 +142,13 @@ def _documents(value: Any, origin: str) -> Iterator[Document]:
 @dataclass(frozen=True)
 class _Resource:
     plural: str
+    singular: str
     namespaced: bool
     group: str
 
     def __str__(self) -> str:
-        return f"{self.plural}.{self.group}" if self.group else self.plural
+        """As kubectl prints it: `deployment.apps`."""
+        return f"{self.singular}.{self.group}" if self.group else self.singular
 
 
 class Applier:
@@ -193,7 +195,12 @@ class Applier:
             return {}
         group = version.rpartition("/")[0]
         return {
-            entry["kind"]: _Resource(entry["name"], entry["namespaced"], group)
+            entry["kind"]: _Resource(
+                entry["name"],
+                entry.get("singularName") or entry["kind"].lower(),
+                entry["namespaced"],
+                group,
+            )
             for entry in listing["resources"]
             if "/" not in entry["name"]
         }

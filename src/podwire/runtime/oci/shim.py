@@ -529,6 +529,8 @@ def _pause(text: str) -> None:
 
 
 def main() -> None:
+    # Some event loops leak descriptors into children (uvloop); held here they would never close.
+    os.closerange(3, os.sysconf("SC_OPEN_MAX"))
     mode, argument = sys.argv[1:]
     try:
         _run(argument) if mode == "run" else _pause(argument)
