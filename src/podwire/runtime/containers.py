@@ -184,7 +184,7 @@ class ContainerRuntime(Protocol):
     async def create_and_start(self, spec: ContainerSpec) -> RunningContainer:
         """Raises `ContainerError` whose reason is CreateContainerError, RunContainerError, ..."""
 
-    async def recover(self, pod_uid: str) -> list[RunningContainer]:
+    async def recover(self, pod_uid: str) -> Sequence[RunningContainer]:
         """What of the pod still runs (or ended unseen) after the agent was restarted."""
 
     async def remove_pod(self, pod_uid: str) -> None:
