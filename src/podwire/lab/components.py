@@ -133,6 +133,7 @@ async def _agent(context: Context) -> int:
         probe_delays=spec.probe_delays,
         max_pods=spec.max_pods,
         families=spec.families,
+        volatile_dir=paths.volatile(node.name),
     )
     async with _api(context, f"podwire-agent-{node.name}") as api:
         await api.wait_healthy()

@@ -68,6 +68,10 @@ class LabPaths:
     def pod_pins(self) -> Path:
         return self.namespaces / "pods"
 
+    def volatile(self, node: str) -> Path:
+        """A node's files on the lab's tmpfs: they end with the namespaces they belong to."""
+        return self.namespaces / "volatile" / node
+
     def node(self, name: str) -> Path:
         return self.root / "nodes" / name
 

@@ -15,6 +15,9 @@ class KubeletConfig:
     """`node_ips`: the primary family first. `boot_id` changes when the node's namespaces are new.
 
     `pins_dir` holds a pin per pod sandbox; `images_dir` is shared by all nodes of a lab.
+    `volatile_dir`, best on a tmpfs, takes what need not outlive the sandboxes: records, host files,
+    logs, volumes. Six files a pod are dear on a disk file system that has just removed as many
+    (ext4 passes over inodes freed within the last minutes, one by one).
     """
 
     node_name: str
@@ -32,6 +35,7 @@ class KubeletConfig:
     lease_interval_s: float = 1.0
     lease_duration_s: int = 4
     pod_workers: int = 32
+    volatile_dir: Path | None = None
 
     @property
     def kubelet_socket(self) -> Path:
@@ -43,4 +47,4 @@ class KubeletConfig:
 
     @property
     def pods_dir(self) -> Path:
-        return self.node_dir / "pods"
+        return (self.volatile_dir or self.node_dir) / "pods"

@@ -140,6 +140,13 @@ class Kubelet:
         if records:
             await self._wait_standins()
         pods = {pod.metadata.uid: pod for pod in self._pods.objects.values()}
+        known = {record.uid for record in records}
+        # Records end with the node's memory, as after a reboot; what ran is in the API.
+        records += [
+            sandboxes.new_sandbox(pod, "", 0, 0.0)
+            for pod in pods.values()
+            if pod.metadata.uid not in known and pod.status.container_statuses
+        ]
         for record in records:
             pod = pods.get(record.uid)
             if pod is None:
