@@ -11,7 +11,6 @@ import contextlib
 import fcntl
 import os
 import selectors
-import shutil
 import signal
 import socket
 import subprocess
@@ -25,6 +24,7 @@ import msgspec
 from podwire.apiserver.pki import ensure_pki
 from podwire.errors import KernelError, LabError, LabExistsError, LabNotFoundError, UsageError
 from podwire.kernel import guard, proc
+from podwire.kernel.files import remove_tree
 from podwire.lab import kubeconfig, wire
 from podwire.lab.holder import HolderArguments, HolderRecord
 from podwire.lab.paths import LabPaths, run_root
@@ -298,7 +298,7 @@ def down(name: str) -> bool:
         identity = holder_of(paths)
         if identity is not None:
             _kill(identity, name)
-        shutil.rmtree(paths.root)
+        remove_tree(paths.root)
     (paths.root.parent / f".{name}.lock").unlink(missing_ok=True)
     return True
 

@@ -16,7 +16,6 @@ import contextlib
 import fcntl
 import hashlib
 import os
-import shutil
 import tempfile
 import time
 from collections.abc import Iterator
@@ -26,6 +25,7 @@ from typing import IO, Any, Final
 import msgspec
 
 from podwire.errors import ContainerError
+from podwire.kernel.files import remove_tree
 from podwire.runtime.containers import Image
 from podwire.runtime.oci import archive
 from podwire.runtime.oci.layer import unpack_layer
@@ -176,11 +176,11 @@ class ImageStore:
             (staging / "fs").mkdir(mode=0o755)
             size = self._unpack_into(blobs, member, diff_id, staging / "fs")
             target = self._layer(diff_id)
-            _remove_tree(target)
+            remove_tree(target)
             staging.rename(target)
             return size
         except BaseException:
-            _remove_tree(staging)
+            remove_tree(staging)
             raise
 
     def _unpack_into(self, blobs: archive.Blobs, member: str, diff_id: str, target: Path) -> int:
@@ -245,7 +245,7 @@ class ImageStore:
         self._save(index)
         self._config_path(image_id).unlink(missing_ok=True)
         for diff_id in unused:
-            _remove_tree(self._layer(diff_id))
+            remove_tree(self._layer(diff_id))
 
     # --- files ---
 
@@ -367,16 +367,3 @@ def _write_atomically(path: Path, data: bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
     temporary.rename(path)
-
-
-def _remove_tree(path: Path) -> None:
-    """Remove a tree of our own even where directories came without write permission."""
-
-    def allow(function: Any, name: str, _: Any) -> None:
-        os.chmod(os.path.dirname(name), 0o700)
-        if os.path.isdir(name) and not os.path.islink(name):
-            os.chmod(name, 0o700)
-        function(name)
-
-    if path.exists():
-        shutil.rmtree(path, onerror=allow)
