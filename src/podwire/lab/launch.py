@@ -28,7 +28,7 @@ from podwire.kernel.files import remove_tree
 from podwire.lab import kubeconfig, wire
 from podwire.lab.holder import HolderArguments, HolderRecord
 from podwire.lab.paths import LabPaths, run_root
-from podwire.lab.spec import LabSpec, PublishSpec, check
+from podwire.lab.spec import DEFAULT_NAME, LabSpec, PublishSpec, check
 
 Progress = Callable[[str], None]
 
@@ -69,12 +69,15 @@ def running(name: str) -> bool:
 
 
 def choose(name: str | None) -> str:
-    """The lab a command means: named, `$PODWIRE_LAB`, the only running one, or `podwire`."""
+    """The lab a command means: named, `$PODWIRE_LAB`, the only (running) one, or `podwire`."""
     chosen = name or os.environ.get("PODWIRE_LAB")
     if chosen:
         return chosen
-    alive = [lab for lab in labs() if running(lab)]
-    return alive[0] if len(alive) == 1 else "podwire"
+    known = labs()
+    for candidates in ([lab for lab in known if running(lab)], known):
+        if len(candidates) == 1:
+            return candidates[0]
+    return DEFAULT_NAME
 
 
 def require_running(name: str) -> LabPaths:
