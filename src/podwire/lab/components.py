@@ -152,6 +152,9 @@ def publish(context: Context) -> None:
 
 
 async def _publish(context: Context) -> None:
+    assert context.published is not None
     async with _api(context, "podwire-publish") as api:
         await api.wait_healthy()
-        await relay.run(api, context.paths.node_pins, context.publish_sockets, context.spec.publish)
+        published = context.published
+        target = relay.parse_target(published.spec.target)
+        await relay.run(api, context.paths.node_pins, published.listener, target)

@@ -36,7 +36,7 @@ from podwire.kernel.requests import Address as LinkAddress
 from podwire.kernel.rtnl import Rtnl
 from podwire.lab.spec import (
     API_HOST_NUMBER,
-    OUTSIDE_HOST_NUMBER,
+    OUTSIDE_ADDRESSES,
     OUTSIDE_NETWORKS,
     LabSpec,
     NodeSpec,
@@ -116,7 +116,7 @@ def router_requests(spec: LabSpec, outside: int) -> list[Request]:
 
 
 def outside_addresses(spec: LabSpec) -> tuple[Address, ...]:
-    return tuple(OUTSIDE_NETWORKS[family][OUTSIDE_HOST_NUMBER] for family in spec.families)
+    return tuple(OUTSIDE_ADDRESSES[family] for family in spec.families)
 
 
 def outside_requests(spec: LabSpec) -> list[Request]:

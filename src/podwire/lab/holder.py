@@ -23,7 +23,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -76,8 +76,16 @@ class Context:
     paths: LabPaths
     incarnation: str
     api_socket: socket.socket
-    publish_sockets: dict[int, socket.socket] = field(default_factory=dict)
     node: NodeSpec | None = None
+    published: Published | None = None
+
+
+@dataclass(frozen=True)
+class Published:
+    """A listening socket of the host and where its connections go."""
+
+    spec: PublishSpec
+    listener: socket.socket
 
 
 @dataclass
@@ -87,6 +95,7 @@ class Component:
     name: str
     entry: str
     node: NodeSpec | None = None
+    published: Published | None = None
     pid: int = 0
     started: float = 0.0
     restarts: int = 0
@@ -177,8 +186,9 @@ class Holder:
         self._add(Component("controllers", "podwire.lab.components:controllers"))
         for node in self.spec.nodes:
             self._add_node_components(node)
-        if self.publish_sockets:
-            self._add(Component("publish", "podwire.lab.components:publish"))
+        for entry in self.spec.publish:
+            if entry.port in self.publish_sockets:
+                self._add_publish(entry, self.publish_sockets[entry.port])
         self.start_due()
 
     def _add(self, component: Component) -> None:
@@ -188,6 +198,12 @@ class Holder:
         self.paths.node(node.name).mkdir(mode=0o700, exist_ok=True)
         self._add(Component(f"standin-{node.name}", "podwire.lab.components:standin", node))
         self._add(Component(f"agent-{node.name}", "podwire.lab.components:agent", node))
+
+    def _add_publish(self, entry: PublishSpec, listener: socket.socket) -> None:
+        """One relay per port: adding another never ends connections of the first."""
+        published = Published(entry, listener)
+        name = f"publish-{entry.port}"
+        self._add(Component(name, "podwire.lab.components:publish", published=published))
 
     def report(self, message: str) -> None:
         """A line to the launcher, while it listens."""
@@ -224,8 +240,8 @@ class Holder:
             self.paths,
             self.incarnation,
             self.api_socket,
-            self.publish_sockets,
             component.node,
+            component.published,
         )
 
     def _fork(
@@ -443,17 +459,12 @@ class Holder:
         _write_atomically(self.paths.spec, msgspec.json.encode(spec))
 
     def op_publish(self, _c: socket.socket, request: wire.Message, fds: list[int]) -> wire.Message:
-        """Take a listening socket of the host and relay it; the relay is restarted with it."""
+        """Take a listening socket of the host and relay it."""
         entry = msgspec.convert(request["publish"], PublishSpec)
         if not fds:
             raise LabError("publish: no socket came with the request")
-        self.publish_sockets[entry.port] = socket.socket(fileno=os.dup(fds[0]))
         self._set_spec(msgspec.structs.replace(self.spec, publish=(*self.spec.publish, entry)))
-        relay = self.components.get("publish")
-        if relay is None:
-            self._add(Component("publish", "podwire.lab.components:publish"))
-        elif relay.pid:
-            os.kill(relay.pid, signal.SIGHUP)
+        self._add_publish(entry, socket.socket(fileno=os.dup(fds[0])))
         return {}
 
     def op_link(self, _c: socket.socket, request: wire.Message, _f: list[int]) -> wire.Message:

@@ -10,19 +10,16 @@ opened in the namespace of the pod's node, so the pod sees its node's address, a
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
-import signal
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from podwire.client import Api, Informer
 from podwire.errors import KernelError, UsageError
 from podwire.kernel import netns
-from podwire.lab.spec import PublishSpec
 from podwire.objects import kinds
 from podwire.objects.core import Pod, Service
 from podwire.objects.meta import Key
@@ -181,26 +178,12 @@ async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
         writer.close()
 
 
-async def run(
-    api: Api,
-    pins: Path,
-    sockets: Mapping[int, socket.socket],
-    published: Sequence[PublishSpec],
-) -> None:
-    """Relay until cancelled; SIGHUP ends the process, and the holder starts it with more ports."""
-    pods: Informer[Pod] = Informer(api, kinds.POD)
-    services: Informer[Service] = Informer(api, kinds.SERVICE)
+async def run(api: Api, pins: Path, listener: socket.socket, target: Target) -> None:
+    """Relay until cancelled."""
+    pods: Informer[Pod] = Informer(api, kinds.POD, namespace=target.key.namespace)
+    services: Informer[Service] = Informer(api, kinds.SERVICE, namespace=target.key.namespace)
     relay = Relay(pins, pods, services)
-    stop = asyncio.Event()
-    with contextlib.suppress(ValueError):
-        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, stop.set)
     async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(pods.run()), group.create_task(services.run())]
-        for entry in published:
-            listener = sockets.get(entry.port)
-            if listener is not None:
-                target = parse_target(entry.target)
-                tasks.append(group.create_task(relay.serve(listener, target)))
-        await stop.wait()
-        for task in tasks:
-            task.cancel()
+        group.create_task(pods.run())
+        group.create_task(services.run())
+        group.create_task(relay.serve(listener, target))

@@ -10,7 +10,9 @@ import itertools
 import re
 from collections.abc import Iterator
 from ipaddress import (
+    IPv4Address,
     IPv4Network,
+    IPv6Address,
     IPv6Network,
     ip_address,
     ip_network,
@@ -44,7 +46,12 @@ SERVICE_NETWORKS: dict[int, Network] = {
     6: IPv6Network("fd00:96::/112"),
 }
 NODE_MASKS = {4: 24, 6: 64}
-API_HOST_NUMBER, OUTSIDE_HOST_NUMBER = 1, 10
+# Written with the digits 10 in either family: ...:10 is not the tenth address of an IPv6 network.
+OUTSIDE_ADDRESSES: dict[int, Address] = {
+    4: IPv4Address("203.0.113.10"),
+    6: IPv6Address("2001:db8:113::10"),
+}
+API_HOST_NUMBER = 1
 # The router is .254, or the last address of a smaller node network.
 _ROUTER_HOST_NUMBER = 254
 API_PORT = 6443
