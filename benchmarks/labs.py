@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -21,16 +22,26 @@ import msgspec
 from lib import cpu_seconds, process_tree, pss_bytes
 from podwire import Lab
 from podwire.client import Api
+from podwire.lab import launch
 from podwire.lab.manifests import Applier, Document
 from podwire.objects import kinds
+
+
+ONLINE_BOUTIQUE = (
+    Path(__file__).parents[2] / "shared/samples/online-boutique/kubernetes-manifests.yaml"
+)
 
 
 @contextlib.contextmanager
 def run_directory() -> Iterator[None]:
     """Labs of this process under a folder of their own, out of the way of the user's."""
-    with tempfile.TemporaryDirectory(prefix="pw-", dir="/tmp") as folder:
+    with tempfile.TemporaryDirectory(prefix="pwb-", dir="/tmp") as folder:
         os.environ["PODWIRE_RUN_DIR"] = folder
-        yield
+        try:
+            yield
+        finally:
+            for name in launch.labs():
+                launch.down(name)
 
 
 @contextlib.contextmanager
