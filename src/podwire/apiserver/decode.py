@@ -23,6 +23,7 @@ from typing import Any, Literal
 import msgspec
 import yaml
 
+from podwire.apiserver import protobuf
 from podwire.apiserver.quantity import QuantityError, canonical
 from podwire.apiserver.schema import OBJECT_META, Schema, definition
 from podwire.errors import BadRequestError
@@ -46,9 +47,10 @@ def decode(
     kind: str,
     field_validation: FieldValidation = "Strict",
 ) -> tuple[dict[str, Any], list[str]]:
-    """The object in a body (JSON or YAML) and the warnings to send; raises BadRequestError.
+    """The object in a body (JSON, YAML or protobuf) and the warnings to send.
 
-    apiVersion and kind are filled in where absent; other ones are a BadRequestError.
+    apiVersion and kind are filled in where absent; other ones, and bodies that cannot be read, are
+    a BadRequestError.
     """
     document, duplicates = parse_body(body, content_type, strict=field_validation != "Ignore")
     if not isinstance(document, dict):
@@ -138,11 +140,13 @@ def _check_type_meta(obj: dict[str, Any], group: str, version: str, kind: str) -
 
 
 def parse_body(body: bytes, content_type: str, *, strict: bool = True) -> tuple[Any, list[str]]:
-    """A parsed JSON or YAML document and texts of its duplicate keys; raises BadRequestError.
+    """A parsed document and texts of its duplicate keys; raises BadRequestError.
 
     Without `strict` duplicates are not looked for; the last one wins either way.
     """
     media_type = content_type.partition(";")[0].strip().lower()
+    if media_type == protobuf.CONTENT_TYPE:
+        return protobuf.parse(body), []
     try:
         if "yaml" in media_type:
             return _parse_yaml(body)

@@ -19,6 +19,7 @@ from podwire.apiserver import (
     discovery,
     kubelet,
     pipeline,
+    protobuf,
     reads,
     reviews,
     subresources,
@@ -47,7 +48,7 @@ log = logging.getLogger(__name__)
 MAX_BODY = 3 * 1024 * 1024
 _HEALTH = ("healthz", "livez", "readyz")
 _YAML = "application/yaml"
-_BINARY = ("application/vnd.kubernetes.protobuf", "application/cbor")
+_CBOR = "application/cbor"
 _JSON = {"Content-Type": "application/json"}
 _GROUP_PARTS = {"api": 2, "apis": 3}
 
@@ -123,8 +124,7 @@ class Handler:
             b"" if connecting or not http.body_exists else await _body(http),
         )
         pipeline.authorize(ctx, request)
-        if request.body and request.content_type in _BINARY:
-            raise pipeline.unsupported_media(request.content_type, (discovery.JSON, _YAML))
+        _check_media(request)
         if connecting:
             return await kubelet.connect(ctx, request, http)
         if reviews.is_review(request):
@@ -217,6 +217,17 @@ def _check_scope(request: Request) -> None:
         return
     if request.verb in ("create", "update", "patch", "delete", "get") or target.name:
         raise page_not_found()
+
+
+def _check_media(request: Request) -> None:
+    """Custom kinds have no protobuf form, DeleteOptions have one everywhere. Raises ApiError."""
+    if not request.body or request.content_type not in (protobuf.CONTENT_TYPE, _CBOR):
+        return
+    accepted: tuple[str, ...] = (discovery.JSON, _YAML)
+    if not request.resource.is_custom or request.verb in ("delete", "deletecollection"):
+        accepted = (*accepted, protobuf.CONTENT_TYPE)
+    if request.content_type not in accepted:
+        raise pipeline.unsupported_media(request.content_type, accepted)
 
 
 async def _body(http: web.BaseRequest) -> bytes:
