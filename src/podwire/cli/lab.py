@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import click
+import msgspec
 
 from podwire.cli.output import (
     lab_option,
@@ -19,10 +20,24 @@ from podwire.errors import UsageError
 from podwire.explain.plan import parse_plan
 from podwire.lab import Lab, kubeconfig, launch, manifests
 from podwire.lab import spec as specs
-from podwire.lab.paths import LabPaths
 from podwire.lab.spec import LabSpec
 from podwire.lab.waiting import Readiness
 
+# Flags that are fields of `LabSpec`; one that is not given leaves the remembered value.
+_SPEC_FLAGS = (
+    "network",
+    "overlay",
+    "hairpin_mode",
+    "ip_family",
+    "pod_cidrs",
+    "service_cidrs",
+    "node_cidrs",
+    "node_mask",
+    "non_masquerade_cidrs",
+    "mtu",
+    "max_pods",
+    "probe_delays",
+)
 _PLAN_ROLES: dict[str, Literal["nodes", "pods", "services"]] = {
     "node_cidrs": "nodes",
     "pod_cidrs": "pods",
@@ -39,28 +54,29 @@ _PLAN_ROLES: dict[str, Literal["nodes", "pods", "services"]] = {
     "-f", "--filename", "files", multiple=True, metavar="PATH", help="Manifests to apply."
 )
 @click.option("-n", "--namespace", default="default", help="For objects that name none.")
-@click.option("--network", type=click.Choice(("routed", "kubenet")), default="routed")
-@click.option("--overlay", type=click.Choice(("none", "vxlan")), default="none")
+@click.option("--network", type=click.Choice(("routed", "kubenet")), help="Default: routed.")
+@click.option("--overlay", type=click.Choice(("none", "vxlan")), help="Default: none.")
 @click.option(
     "--hairpin-mode",
     type=click.Choice(("hairpin-veth", "promiscuous-bridge", "none")),
-    default="hairpin-veth",
-    help="kubenet: how a pod reaches itself through a Service.",
+    help="kubenet: how a pod reaches itself through a Service (default hairpin-veth).",
 )
-@click.option("--ip-family", type=click.Choice(("ipv4", "ipv6", "dual")), default="ipv4")
+@click.option("--ip-family", type=click.Choice(("ipv4", "ipv6", "dual")), help="Default: ipv4.")
 @click.option("--pod-cidr", "pod_cidrs", multiple=True, help="Cluster CIDR, one per family.")
 @click.option("--service-cidr", "service_cidrs", multiple=True, help="One per family.")
 @click.option("--node-cidr", "node_cidrs", multiple=True, help="The nodes' segment, per family.")
-@click.option("--node-mask", type=int, default=0, help="Prefix length of a node's pod CIDR.")
+@click.option("--node-mask", type=int, help="Prefix length of a node's pod CIDR.")
 @click.option(
-    "--non-masquerade-cidr", "non_masquerade", multiple=True, help="Reached unmasqueraded."
+    "--non-masquerade-cidr", "non_masquerade_cidrs", multiple=True, help="Reached unmasqueraded."
 )
-@click.option("--mtu", type=int, default=0, help="MTU of pods (default: derived).")
-@click.option("--max-pods", type=int, default=1000, help="Pods per node.")
+@click.option("--mtu", type=int, help="MTU of pods (default: derived).")
+@click.option("--max-pods", type=int, help="Pods per node (default 1000).")
 @click.option(
     "--publish", multiple=True, metavar="[HOST:]PORT:TARGET", help="e.g. 8080:svc/shop/web:80"
 )
-@click.option("--probe-delays", type=click.Choice(("standin", "manifest")), default="standin")
+@click.option(
+    "--probe-delays", type=click.Choice(("standin", "manifest")), help="Default: standin."
+)
 @click.option("--state", "state_dir", default="", metavar="DIR", help="Keep the store there.")
 @click.option("--plan", "plan_file", default="", metavar="FILE", help="Build a `podwire plan`.")
 @click.option("--wait", "wait", default="60s", help="How long to wait until Ready (0: do not).")
@@ -104,44 +120,26 @@ def _progress_line(name: str, found: Readiness) -> str:
 
 
 def _spec(name: str, options: dict[str, Any]) -> LabSpec:
-    current = launch.read_spec(LabPaths.of(name)) if launch.running(name) else None
-    zones = tuple(zone for zone in options["zones"].split(",") if zone)
-    planned = _planned(options["plan_file"])
-    count = options["nodes"] or planned.pop("nodes", 0)
-    nodes = specs.make_nodes(count or (len(current.nodes) if current else 1), zones)
-    if current is not None:
-        # `up` again: what the command does not say stays as it is.
-        nodes = current.nodes + tuple(n for n in nodes if current.node(n.name) is None)
-        if count and count < len(current.nodes):
-            raise UsageError(
-                f"lab {name}: has {len(current.nodes)} nodes; remove one with `kubectl delete node`"
-            )
-    fields = {
-        "network": options["network"],
-        "overlay": options["overlay"],
-        "hairpin_mode": options["hairpin_mode"],
-        "ip_family": options["ip_family"],
-        "pod_cidrs": options["pod_cidrs"],
-        "service_cidrs": options["service_cidrs"],
-        "node_cidrs": options["node_cidrs"],
-        "node_mask": options["node_mask"],
-        "non_masquerade_cidrs": options["non_masquerade"],
-        "mtu": options["mtu"],
-        "max_pods": options["max_pods"],
-        "probe_delays": options["probe_delays"],
-        "state_dir": str(Path(options["state_dir"]).absolute()) if options["state_dir"] else "",
-    } | planned
-    if current is not None:
-        fields = {
-            key: getattr(current, key) if _is_default(key, value) else value
-            for key, value in fields.items()
-        }
-    publish = tuple(specs.parse_publish(text) for text in options["publish"])
-    return LabSpec(name=name, nodes=nodes, publish=publish, **fields)
-
-
-def _is_default(key: str, value: object) -> bool:
-    return bool(value == getattr(LabSpec(), key))
+    """The lab as it was remembered, changed by the plan and by the flags that were given."""
+    state = str(Path(options["state_dir"]).absolute()) if options["state_dir"] else ""
+    base = launch.remembered(name, state) or LabSpec(name=name)
+    given = _planned(options["plan_file"])
+    given |= {field: options[field] for field in _SPEC_FLAGS if options[field]}
+    if state:
+        given["state_dir"] = state
+    count = options["nodes"] or given.pop("nodes", 0) or len(base.nodes) or 1
+    zones = tuple(zone for zone in (options["zones"] or "").split(",") if zone)
+    return msgspec.structs.replace(
+        base,
+        nodes=specs.extend_nodes(base, count, zones),
+        publish=base.publish
+        + tuple(
+            entry
+            for entry in map(specs.parse_publish, options["publish"])
+            if entry not in base.publish
+        ),
+        **given,
+    )
 
 
 def _planned(path: str) -> dict[str, Any]:

@@ -456,7 +456,7 @@ class Holder:
 
     def _set_spec(self, spec: LabSpec) -> None:
         self.spec = spec
-        _write_atomically(self.paths.spec, msgspec.json.encode(spec))
+        write_spec(self.paths, spec)
 
     def op_publish(self, _c: socket.socket, request: wire.Message, fds: list[int]) -> wire.Message:
         """Take a listening socket of the host and relay it."""
@@ -542,6 +542,12 @@ def _write_atomically(path: Path, data: bytes) -> None:
     temporary = path.with_suffix(".tmp")
     temporary.write_bytes(data)
     temporary.replace(path)
+
+
+def write_spec(paths: LabPaths, spec: LabSpec) -> None:
+    """Remember what the lab is, in its folder and where its state is kept."""
+    for folder in {paths.root, paths.state(spec.state_dir)}:
+        _write_atomically(folder / paths.spec.name, msgspec.json.encode(spec))
 
 
 def _redirect_output(log: Path) -> None:

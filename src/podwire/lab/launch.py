@@ -26,7 +26,7 @@ from podwire.errors import KernelError, LabError, LabExistsError, LabNotFoundErr
 from podwire.kernel import guard, proc
 from podwire.kernel.files import remove_tree
 from podwire.lab import kubeconfig, wire
-from podwire.lab.holder import HolderArguments, HolderRecord
+from podwire.lab.holder import HolderArguments, HolderRecord, write_spec
 from podwire.lab.paths import LabPaths, run_root
 from podwire.lab.spec import DEFAULT_NAME, LabSpec, PublishSpec, check
 
@@ -105,12 +105,23 @@ def _locked(paths: LabPaths) -> Iterator[None]:
 
 
 def read_spec(paths: LabPaths) -> LabSpec | None:
+    return _decode_spec(paths.spec) if paths.spec.exists() else None
+
+
+def _decode_spec(path: Path) -> LabSpec:
     try:
-        return msgspec.json.decode(paths.spec.read_bytes(), type=LabSpec)
-    except FileNotFoundError:
-        return None
+        return msgspec.json.decode(path.read_bytes(), type=LabSpec)
     except msgspec.MsgspecError as error:
-        raise LabError(f"{paths.spec}: is damaged: {error}; remove it with down") from error
+        raise LabError(f"{path}: is damaged: {error}; remove it with down") from error
+
+
+def remembered(name: str, state_dir: str) -> LabSpec | None:
+    """The lab's specification of the last time: from its folder, else from its kept state."""
+    found = read_spec(LabPaths.of(name))
+    if found is None and state_dir and (kept := Path(state_dir) / "lab.json").exists():
+        found = _decode_spec(kept)
+        return msgspec.structs.replace(found, name=name)
+    return found
 
 
 def up(spec: LabSpec, progress: Progress = lambda _: None) -> bool:
@@ -158,7 +169,7 @@ def _clear_leftovers(paths: LabPaths) -> None:
 
 
 def _launch(paths: LabPaths, spec: LabSpec, progress: Progress) -> None:
-    paths.spec.write_bytes(msgspec.json.encode(spec))
+    write_spec(paths, spec)
     with contextlib.ExitStack() as stack:
         api = stack.enter_context(_listen("127.0.0.1", _api_port(paths, spec)))
         port: int = api.getsockname()[1]

@@ -183,6 +183,22 @@ def make_nodes(count: int, zones: tuple[str, ...]) -> tuple[NodeSpec, ...]:
     )
 
 
+def extend_nodes(spec: LabSpec, count: int, zones: tuple[str, ...]) -> tuple[NodeSpec, ...]:
+    """The lab's nodes, and new ones up to `count`; fewer is refused, because nodes hold pods."""
+    if count < len(spec.nodes):
+        raise UsageError(
+            f"lab {spec.name}: has {len(spec.nodes)} nodes; "
+            "remove one with `kubectl delete node` or `podwire node remove`"
+        )
+    if not spec.nodes:
+        return make_nodes(count, zones)
+    nodes = spec
+    while len(nodes.nodes) < count:
+        zone = zones[len(nodes.nodes) % len(zones)] if zones else ""
+        nodes = msgspec.structs.replace(nodes, nodes=(*nodes.nodes, next_node(nodes, "", zone)))
+    return nodes.nodes
+
+
 def next_node(spec: LabSpec, name: str, zone: str) -> NodeSpec:
     """A node to add: the lowest free number, and a name derived from it unless given."""
     if spec.node(name) is not None:
