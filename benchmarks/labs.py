@@ -26,7 +26,6 @@ from podwire.lab import launch
 from podwire.lab.manifests import Applier, Document
 from podwire.objects import kinds
 
-
 ONLINE_BOUTIQUE = (
     Path(__file__).parents[2] / "shared/samples/online-boutique/kubernetes-manifests.yaml"
 )
