@@ -19,7 +19,8 @@ from podwire.controllers import ControllerConfig, run
 from podwire.controllers import views as v
 from podwire.errors import NotFoundError
 from podwire.objects import kinds
-from podwire.objects.meta import JsonObject, Key, Kind, format_micro_time
+from podwire.objects.apps import Deployment
+from podwire.objects.meta import JsonObject, Key, Kind, Object, format_micro_time
 
 WAIT_S = 15.0
 READY = {
@@ -86,11 +87,13 @@ class World:
         labels = {"kubernetes.io/hostname": name}
         if zone:
             labels["topology.kubernetes.io/zone"] = zone
-        await self.api.create(v.NODE, {"metadata": {"name": name, "labels": labels}, "spec": spec})
+        await self.api.create(
+            kinds.NODE, {"metadata": {"name": name, "labels": labels}, "spec": spec}
+        )
         capacity = {"cpu": "64", "memory": "64Gi", "pods": "1000"}
         status = {"conditions": [READY], "allocatable": capacity, "capacity": capacity}
         await self.api.patch(
-            v.NODE,
+            kinds.NODE,
             name,
             {"status": status},
             subresource="status",
@@ -128,17 +131,17 @@ class World:
 
 
 WATCHED = (
-    v.NODE,
+    kinds.NODE,
     kinds.NAMESPACE,
-    v.DEPLOYMENT,
-    v.REPLICA_SET,
-    v.STATEFUL_SET,
-    v.DAEMON_SET,
-    v.JOB,
+    kinds.DEPLOYMENT,
+    kinds.REPLICA_SET,
+    kinds.STATEFUL_SET,
+    kinds.DAEMON_SET,
+    kinds.JOB,
     kinds.CRON_JOB,
     kinds.CONFIG_MAP,
     kinds.SERVICE_ACCOUNT,
-    v.DISRUPTION_BUDGET,
+    kinds.DISRUPTION_BUDGET,
 )
 
 
@@ -201,7 +204,7 @@ def workload(name: str, replicas: int = 3, **spec: Any) -> JsonObject:
     return {"metadata": {"name": name}, "spec": body}
 
 
-def rolled_out(d: v.Deployment | None, replicas: int) -> bool:
+def rolled_out(d: Deployment | None, replicas: int) -> bool:
     return (
         d is not None
         and d.status.observed_generation >= d.metadata.generation
@@ -212,14 +215,14 @@ def rolled_out(d: v.Deployment | None, replicas: int) -> bool:
 
 
 async def test_deployment_rolls_out_updates_back_and_scales(world: World) -> None:
-    await world.api.create(v.DEPLOYMENT, workload("web", 4), "default")
-    await world.until(lambda: rolled_out(world.get(v.DEPLOYMENT, "web"), 4))
+    await world.api.create(kinds.DEPLOYMENT, workload("web", 4), "default")
+    await world.until(lambda: rolled_out(world.get(kinds.DEPLOYMENT, "web"), 4))
     assert {p.spec.node_name for p in world.pods(app="web")} == {"node-1", "node-2", "node-3"}
     update = {"spec": {"template": template("web", "nginx:2")}}
-    await world.api.patch(v.DEPLOYMENT, "web", update, "default")
+    await world.api.patch(kinds.DEPLOYMENT, "web", update, "default")
     await world.until(
         lambda: (
-            rolled_out(world.get(v.DEPLOYMENT, "web"), 4)
+            rolled_out(world.get(kinds.DEPLOYMENT, "web"), 4)
             and {p.spec.containers[0].image for p in world.pods(app="web")} == {"nginx:2"}
         )
     )
@@ -227,33 +230,33 @@ async def test_deployment_rolls_out_updates_back_and_scales(world: World) -> Non
     revisions = {s.metadata.annotations["deployment.kubernetes.io/revision"] for s in sets}
     assert revisions == {"1", "2"}
     back = {"spec": {"template": template("web", "nginx:1"), "replicas": 2}}
-    await world.api.patch(v.DEPLOYMENT, "web", back, "default")
+    await world.api.patch(kinds.DEPLOYMENT, "web", back, "default")
     await world.until(
         lambda: (
-            rolled_out(world.get(v.DEPLOYMENT, "web"), 2)
+            rolled_out(world.get(kinds.DEPLOYMENT, "web"), 2)
             and {p.spec.containers[0].image for p in world.pods(app="web")} == {"nginx:1"}
             and len(world.pods(app="web")) == 2
         )
     )
-    d = world.get(v.DEPLOYMENT, "web")
+    d = world.get(kinds.DEPLOYMENT, "web")
     assert d.metadata.annotations["deployment.kubernetes.io/revision"] == "3"
     assert len(world.watched["replicasets"].objects) == 2
 
 
 async def test_recreate_never_runs_two_versions(world: World) -> None:
     await world.api.create(
-        v.DEPLOYMENT, workload("web", 2, strategy={"type": "Recreate"}), "default"
+        kinds.DEPLOYMENT, workload("web", 2, strategy={"type": "Recreate"}), "default"
     )
-    await world.until(lambda: rolled_out(world.get(v.DEPLOYMENT, "web"), 2))
+    await world.until(lambda: rolled_out(world.get(kinds.DEPLOYMENT, "web"), 2))
     seen: list[set[str]] = []
     world.kubelet.pods.on_change(
         lambda _: seen.append({p.spec.containers[0].image for p in world.pods(app="web")})
     )
     update = {"spec": {"template": template("web", "nginx:2")}}
-    await world.api.patch(v.DEPLOYMENT, "web", update, "default")
+    await world.api.patch(kinds.DEPLOYMENT, "web", update, "default")
     await world.until(
         lambda: (
-            rolled_out(world.get(v.DEPLOYMENT, "web"), 2)
+            rolled_out(world.get(kinds.DEPLOYMENT, "web"), 2)
             and {p.spec.containers[0].image for p in world.pods(app="web")} == {"nginx:2"}
         )
     )
@@ -261,30 +264,30 @@ async def test_recreate_never_runs_two_versions(world: World) -> None:
 
 
 async def test_deleting_a_deployment_collects_everything_it_owns(world: World) -> None:
-    await world.api.create(v.DEPLOYMENT, workload("web", 3), "default")
-    await world.until(lambda: rolled_out(world.get(v.DEPLOYMENT, "web"), 3))
-    await world.api.delete(v.DEPLOYMENT, "web", "default", propagation="Foreground")
+    await world.api.create(kinds.DEPLOYMENT, workload("web", 3), "default")
+    await world.until(lambda: rolled_out(world.get(kinds.DEPLOYMENT, "web"), 3))
+    await world.api.delete(kinds.DEPLOYMENT, "web", "default", propagation="Foreground")
     await world.until(
         lambda: (
             not world.pods(app="web")
             and not world.watched["replicasets"].objects
-            and world.get(v.DEPLOYMENT, "web") is None
+            and world.get(kinds.DEPLOYMENT, "web") is None
         )
     )
-    await world.api.create(v.DEPLOYMENT, workload("kept", 2), "default")
-    await world.until(lambda: rolled_out(world.get(v.DEPLOYMENT, "kept"), 2))
-    await world.api.delete(v.DEPLOYMENT, "kept", "default", propagation="Orphan")
-    await world.until(lambda: world.get(v.DEPLOYMENT, "kept") is None)
+    await world.api.create(kinds.DEPLOYMENT, workload("kept", 2), "default")
+    await world.until(lambda: rolled_out(world.get(kinds.DEPLOYMENT, "kept"), 2))
+    await world.api.delete(kinds.DEPLOYMENT, "kept", "default", propagation="Orphan")
+    await world.until(lambda: world.get(kinds.DEPLOYMENT, "kept") is None)
     (rs,) = world.watched["replicasets"].objects.values()
     await world.until(
-        lambda: not world.get(v.REPLICA_SET, rs.metadata.name).metadata.owner_references
+        lambda: not world.get(kinds.REPLICA_SET, rs.metadata.name).metadata.owner_references
     )
-    await world.api.delete(v.REPLICA_SET, rs.metadata.name, "default")
+    await world.api.delete(kinds.REPLICA_SET, rs.metadata.name, "default")
     await world.until(lambda: not world.pods(app="kept"))
 
 
 async def test_replica_set_replaces_releases_and_adopts(world: World) -> None:
-    await world.api.create(v.REPLICA_SET, workload("rs", 2), "default")
+    await world.api.create(kinds.REPLICA_SET, workload("rs", 2), "default")
     await world.until(lambda: len([p for p in world.pods(app="rs") if p.ready]) == 2)
     name = world.pods(app="rs")[0].metadata.name
     await world.api.patch(v.POD_WRITE, name, {"metadata": {"labels": {"app": "out"}}}, "default")
@@ -310,13 +313,14 @@ async def test_stateful_set_keeps_order(world: World) -> None:
         lambda c: made.append(c.key.name) if c.old is None and c.new else None
     )
     world.kubelet.hold.add("db-1")
-    await world.api.create(v.STATEFUL_SET, workload("db", 3, serviceName="db"), "default")
+    await world.api.create(kinds.STATEFUL_SET, workload("db", 3, serviceName="db"), "default")
     await world.until(lambda: len(world.pods(app="db")) == 2)
     world.kubelet.hold.clear()
     await world.kubelet._act(world.pods(app="db")[1])
     await world.until(
         lambda: (
-            (s := world.get(v.STATEFUL_SET, "db")) is not None and s.status.available_replicas == 3
+            (s := world.get(kinds.STATEFUL_SET, "db")) is not None
+            and s.status.available_replicas == 3
         )
     )
     assert made == ["db-0", "db-1", "db-2"]
@@ -325,7 +329,7 @@ async def test_stateful_set_keeps_order(world: World) -> None:
     assert first["apps.kubernetes.io/pod-index"] == "0"
     rolling = {"type": "RollingUpdate", "rollingUpdate": {"partition": 1}}
     update = {"spec": {"template": template("db", "nginx:2"), "updateStrategy": rolling}}
-    await world.api.patch(v.STATEFUL_SET, "db", update, "default")
+    await world.api.patch(kinds.STATEFUL_SET, "db", update, "default")
     await world.until(
         lambda: (
             [p.spec.containers[0].image for p in world.pods(app="db") if p.ready]
@@ -334,12 +338,12 @@ async def test_stateful_set_keeps_order(world: World) -> None:
     )
     rolling["rollingUpdate"] = {"partition": 0}
     await world.api.patch(
-        v.STATEFUL_SET, "db", {"spec": {"updateStrategy": rolling, "replicas": 2}}, "default"
+        kinds.STATEFUL_SET, "db", {"spec": {"updateStrategy": rolling, "replicas": 2}}, "default"
     )
     await world.until(
         lambda: (
             [p.spec.containers[0].image for p in world.pods(app="db") if p.ready] == ["nginx:2"] * 2
-            and (s := world.get(v.STATEFUL_SET, "db")).status.current_revision
+            and (s := world.get(kinds.STATEFUL_SET, "db")).status.current_revision
             == s.status.update_revision
             and s.status.replicas == 2
         )
@@ -348,7 +352,7 @@ async def test_stateful_set_keeps_order(world: World) -> None:
 
 async def test_daemon_set_follows_nodes(world: World) -> None:
     await world.api.create(
-        v.DAEMON_SET,
+        kinds.DAEMON_SET,
         {
             "metadata": {"name": "agent"},
             "spec": {
@@ -366,20 +370,20 @@ async def test_daemon_set_follows_nodes(world: World) -> None:
             == {"node-1", "node-2", "node-3", "node-4"}
         )
     )
-    await world.api.delete(v.NODE, "node-4")
+    await world.api.delete(kinds.NODE, "node-4")
     await world.until(
         lambda: (
             len(world.pods(app="agent")) == 3
-            and world.get(v.DAEMON_SET, "agent").status.number_available == 3
+            and world.get(kinds.DAEMON_SET, "agent").status.number_available == 3
         )
     )
     update = {"spec": {"template": template("agent", "nginx:2")}}
-    await world.api.patch(v.DAEMON_SET, "agent", update, "default")
+    await world.api.patch(kinds.DAEMON_SET, "agent", update, "default")
     await world.until(
         lambda: (
             [p.spec.containers[0].image for p in world.pods(app="agent") if p.ready]
             == ["nginx:2"] * 3
-            and world.get(v.DAEMON_SET, "agent").status.updated_number_scheduled == 3
+            and world.get(kinds.DAEMON_SET, "agent").status.updated_number_scheduled == 3
         )
     )
 
@@ -391,23 +395,23 @@ def job(name: str, container: str = "done", **spec: Any) -> JsonObject:
 
 async def test_jobs_complete_fail_and_expire(world: World) -> None:
     await world.api.create(
-        v.JOB, job("idx", completions=5, parallelism=2, completionMode="Indexed"), "default"
+        kinds.JOB, job("idx", completions=5, parallelism=2, completionMode="Indexed"), "default"
     )
-    await world.api.create(v.JOB, job("bad", "fail", backoffLimit=0), "default")
-    await world.api.create(v.JOB, job("ttl", ttlSecondsAfterFinished=0), "default")
-    await world.until(lambda: (j := world.get(v.JOB, "idx")) is not None and j.outcome)
-    done = world.get(v.JOB, "idx")
+    await world.api.create(kinds.JOB, job("bad", "fail", backoffLimit=0), "default")
+    await world.api.create(kinds.JOB, job("ttl", ttlSecondsAfterFinished=0), "default")
+    await world.until(lambda: (j := world.get(kinds.JOB, "idx")) is not None and j.outcome)
+    done = world.get(kinds.JOB, "idx")
     assert (done.outcome, done.status.succeeded) == ("Complete", 5)
     assert done.status.completed_indexes == "0-4"
     assert {
         p.metadata.annotations["batch.kubernetes.io/job-completion-index"]
         for p in world.pods(app="idx")
     } == set("01234")
-    await world.until(lambda: (j := world.get(v.JOB, "bad")) is not None and j.outcome)
-    bad = world.get(v.JOB, "bad")
+    await world.until(lambda: (j := world.get(kinds.JOB, "bad")) is not None and j.outcome)
+    bad = world.get(kinds.JOB, "bad")
     assert bad.outcome == "Failed"
     assert {c.reason for c in bad.status.conditions} == {"BackoffLimitExceeded"}
-    await world.until(lambda: world.get(v.JOB, "ttl") is None and not world.pods(app="ttl"))
+    await world.until(lambda: world.get(kinds.JOB, "ttl") is None and not world.pods(app="ttl"))
 
 
 async def test_cron_job_starts_what_it_missed(world: World) -> None:
@@ -434,8 +438,8 @@ async def test_namespace_goes_with_all_it_holds(world: World) -> None:
     await world.api.create(kinds.NAMESPACE, {"metadata": {"name": "shop"}})
     await world.until(lambda: world.get(kinds.SERVICE_ACCOUNT, "default", "shop"))
     await world.until(lambda: world.get(kinds.CONFIG_MAP, "kube-root-ca.crt", "shop"))
-    await world.api.create(v.DEPLOYMENT, workload("web", 3), "shop")
-    await world.api.create(v.JOB, job("run", "main"), "shop")
+    await world.api.create(kinds.DEPLOYMENT, workload("web", 3), "shop")
+    await world.api.create(kinds.JOB, job("run", "main"), "shop")
     await world.until(lambda: len([p for p in world.pods("shop") if p.ready]) == 4)
     await world.api.delete(kinds.NAMESPACE, "shop")
     await world.until(lambda: world.get(kinds.NAMESPACE, "shop") is None)
@@ -449,7 +453,7 @@ async def test_unschedulable_pod_is_told_why_and_retried(world: World) -> None:
     await world.until(
         lambda: any(c.message == want for p in world.pods() for c in p.status.conditions)
     )
-    await world.api.patch(v.NODE, "node-2", {"metadata": {"labels": {"disk": "ssd"}}})
+    await world.api.patch(kinds.NODE, "node-2", {"metadata": {"labels": {"disk": "ssd"}}})
     await world.until(lambda: world.pods()[0].spec.node_name == "node-2")
 
 
@@ -457,7 +461,7 @@ async def test_node_ranges_come_from_the_cluster_cidr(world: World) -> None:
     await world.until(lambda: all(world.node(f"node-{i}").spec.pod_cidrs for i in (1, 2, 3)))
     ranges = {world.node(f"node-{i}").spec.pod_cidr for i in (1, 2, 3)}
     assert ranges == {"10.244.0.0/24", "10.244.1.0/24", "10.244.2.0/24"}
-    await world.api.delete(v.NODE, "node-1")
+    await world.api.delete(kinds.NODE, "node-1")
     await world.until(lambda: world.node("node-1") is None)
     await world.add_node("node-5")
     await world.until(lambda: world.node("node-5").spec.pod_cidr == "10.244.3.0/24")
@@ -523,9 +527,9 @@ async def test_custom_kinds_are_collected_too(world: World) -> None:
         "CustomResourceDefinition",
         "customresourcedefinitions",
         False,
-        v.Object,
+        Object,
     )
-    things: Kind[Any] = Kind("example.com", "v1", "Thing", "things", True, v.Object)
+    things: Kind[Any] = Kind("example.com", "v1", "Thing", "things", True, Object)
     await world.api.create(crds, crd)
     async with asyncio.timeout(WAIT_S):
         while True:
@@ -551,11 +555,11 @@ async def test_disruption_budget_counts_healthy_pods(world: World) -> None:
         "metadata": {"name": "web"},
         "spec": {"maxUnavailable": 1, "selector": {"matchLabels": {"app": "web"}}},
     }
-    await world.api.create(v.DISRUPTION_BUDGET, budget, "default")
-    await world.api.create(v.DEPLOYMENT, workload("web", 3), "default")
+    await world.api.create(kinds.DISRUPTION_BUDGET, budget, "default")
+    await world.api.create(kinds.DEPLOYMENT, workload("web", 3), "default")
     await world.until(
         lambda: (
-            (b := world.get(v.DISRUPTION_BUDGET, "web")) is not None
+            (b := world.get(kinds.DISRUPTION_BUDGET, "web")) is not None
             and b.status.disruptions_allowed == 1
             and b.status.expected_pods == 3
         )
@@ -578,9 +582,13 @@ async def _kubectl(path: Path, *args: str) -> str:
 
 @pytest.mark.skipif(shutil.which("kubectl") is None, reason="no kubectl on PATH")
 async def test_kubectl_follows_rollouts(world: World, tmp_path: Path) -> None:
-    for kind, name in ((v.DEPLOYMENT, "web"), (v.STATEFUL_SET, "db"), (v.DAEMON_SET, "agent")):
+    for kind, name in (
+        (kinds.DEPLOYMENT, "web"),
+        (kinds.STATEFUL_SET, "db"),
+        (kinds.DAEMON_SET, "agent"),
+    ):
         body = workload(name, 3)
-        if kind is v.DAEMON_SET:
+        if kind is kinds.DAEMON_SET:
             del body["spec"]["replicas"]
         await world.api.create(kind, body, "default")
     for what in ("deployment/web", "statefulset/db", "daemonset/agent"):
@@ -593,4 +601,4 @@ async def test_kubectl_follows_rollouts(world: World, tmp_path: Path) -> None:
         app = what.partition("/")[2]
         assert {p.spec.containers[0].image for p in world.pods(app=app)} == {"nginx:1"}
     await _kubectl(tmp_path, "scale", "deployment/web", "--replicas=1")
-    await world.until(lambda: rolled_out(world.get(v.DEPLOYMENT, "web"), 1))
+    await world.until(lambda: rolled_out(world.get(kinds.DEPLOYMENT, "web"), 1))

@@ -17,10 +17,9 @@ from cronsim import CronSim, CronSimError
 from podwire.client import Change, WorkQueue
 from podwire.controllers.cluster import Cluster
 from podwire.controllers.podcontrol import controller_ref, is_namespace_going
-from podwire.controllers.views import JOB, Job
 from podwire.errors import AlreadyExistsError, ApiError
 from podwire.objects import kinds
-from podwire.objects.apps import CronJob
+from podwire.objects.apps import CronJob, Job
 from podwire.objects.meta import JsonObject, Key, format_time, parse_time
 
 _COMPONENT = "cronjob-controller"
@@ -133,9 +132,9 @@ class CronJobController:
         self._cluster = cluster
         self._queue: WorkQueue[Key] = WorkQueue(_COMPONENT, self._reconcile)
         self._objects = cluster.informer(kinds.CRON_JOB).objects
-        self._jobs = cluster.owned(JOB)
+        self._jobs = cluster.owned(kinds.JOB)
         cluster.informer(kinds.CRON_JOB).on_change(self._changed)
-        cluster.informer(JOB).on_change(self._job_changed)
+        cluster.informer(kinds.JOB).on_change(self._job_changed)
 
     async def run(self) -> None:
         await self._queue.run()
@@ -171,12 +170,12 @@ class CronJobController:
             self._say(cron, "Warning", "UnparseableSchedule", str(error))
             return None
         for job in plan.forget:
-            await self._cluster.delete(JOB, job, propagation="Background")
+            await self._cluster.delete(kinds.JOB, job, propagation="Background")
             self._say(cron, "Normal", "SuccessfulDelete", f"Deleted job {job.metadata.name}")
         if plan.skipped:
             self._say(cron, "Normal", "JobAlreadyActive", plan.skipped)
         for job in plan.replace:
-            await self._cluster.delete(JOB, job, propagation="Background")
+            await self._cluster.delete(kinds.JOB, job, propagation="Background")
             plan.active = [j for j in plan.active if j is not job]
             self._say(cron, "Normal", "SuccessfulDelete", f"Deleted job {job.metadata.name}")
         refs = [_reference(job) for job in plan.active]
@@ -191,7 +190,7 @@ class CronJobController:
         body = job_body(cron, due)
         name = body["metadata"]["name"]
         try:
-            job = await self._cluster.api.create(JOB, body)
+            job = await self._cluster.api.create(kinds.JOB, body)
         except AlreadyExistsError:
             return None  # started in an earlier pass whose status write was lost
         except ApiError as error:
@@ -219,8 +218,8 @@ class CronJobController:
 def _reference(job: Job) -> JsonObject:
     meta = job.metadata
     return {
-        "apiVersion": JOB.api_version,
-        "kind": JOB.kind,
+        "apiVersion": kinds.JOB.api_version,
+        "kind": kinds.JOB.kind,
         "name": meta.name,
         "namespace": meta.namespace,
         "uid": meta.uid,

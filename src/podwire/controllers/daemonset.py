@@ -20,9 +20,9 @@ from podwire.controllers.podowner import PodOwner
 from podwire.controllers.podstate import available_in_s
 from podwire.controllers.rollout import scaled
 from podwire.controllers.scheduling import node_affinity_fits, untolerated
-from podwire.controllers.views import DAEMON_SET, NODE, DaemonSet, Pod, PodSpec, raw
+from podwire.controllers.views import Pod, PodSpec, raw
 from podwire.objects import kinds
-from podwire.objects.apps import RollingUpdate
+from podwire.objects.apps import DaemonSet, RollingUpdate
 from podwire.objects.core import Node, Taint
 from podwire.objects.meta import JsonObject, Key, LabelSelector
 
@@ -238,14 +238,14 @@ def plan_daemon_set(
 
 
 class DaemonSetController(PodOwner[DaemonSet]):
-    kind = DAEMON_SET
+    kind = kinds.DAEMON_SET
     component = "daemonset-controller"
 
     def __init__(self, cluster: Any) -> None:
         super().__init__(cluster)
         cluster.owned(kinds.CONTROLLER_REVISION)
-        self._nodes: Mapping[Key, Node] = cluster.informer(NODE).objects
-        cluster.informer(NODE).on_change(self._node_changed)
+        self._nodes: Mapping[Key, Node] = cluster.informer(kinds.NODE).objects
+        cluster.informer(kinds.NODE).on_change(self._node_changed)
 
     def selector(self, obj: DaemonSet) -> LabelSelector:
         return obj.spec.selector

@@ -16,17 +16,10 @@ from podwire.controllers import rollout
 from podwire.controllers.claims import apply_claims, plan_claims
 from podwire.controllers.cluster import Cluster
 from podwire.controllers.podcontrol import Owner, controller_ref, is_namespace_going
-from podwire.controllers.views import (
-    DEPLOYMENT,
-    POD,
-    REPLICA_SET,
-    Deployment,
-    Pod,
-    ReplicaSet,
-    TimedCondition,
-    raw,
-)
+from podwire.controllers.views import POD, Pod, raw
 from podwire.errors import AlreadyExistsError, ApiError
+from podwire.objects import kinds
+from podwire.objects.apps import Deployment, ReplicaSet, TimedCondition
 from podwire.objects.meta import JsonObject, Key
 
 _COMPONENT = "deployment-controller"
@@ -55,7 +48,7 @@ def plan_new_set(d: Deployment, sets: Sequence[ReplicaSet], revision: int) -> Js
             "namespace": d.metadata.namespace,
             "labels": labels,
             "annotations": rollout.new_annotations(d, None, revision),
-            "ownerReferences": [controller_ref(DEPLOYMENT, d)],
+            "ownerReferences": [controller_ref(kinds.DEPLOYMENT, d)],
         },
         "spec": spec,
     }
@@ -65,13 +58,13 @@ class DeploymentController:
     def __init__(self, cluster: Cluster) -> None:
         self._cluster = cluster
         self._queue: WorkQueue[Key] = WorkQueue(_COMPONENT, self._reconcile)
-        self._objects = cluster.informer(DEPLOYMENT).objects
-        self._sets = cluster.owned(REPLICA_SET)
+        self._objects = cluster.informer(kinds.DEPLOYMENT).objects
+        self._sets = cluster.owned(kinds.REPLICA_SET)
         self._pods = cluster.owned(POD)
         # Sets just written, by Deployment: the pass waits until the cache shows them.
         self._written: dict[str, dict[str, tuple[str, float]]] = {}
-        cluster.informer(DEPLOYMENT).on_change(self._changed)
-        cluster.informer(REPLICA_SET).on_change(self._set_changed)
+        cluster.informer(kinds.DEPLOYMENT).on_change(self._changed)
+        cluster.informer(kinds.REPLICA_SET).on_change(self._set_changed)
         cluster.pods.on_change(self._pod_changed)
 
     async def run(self) -> None:
@@ -111,7 +104,7 @@ class DeploymentController:
         ref = pod.metadata.controller
         if ref is None or ref.kind != "ReplicaSet":
             return
-        rs = self._cluster.live(REPLICA_SET, Key(pod.metadata.namespace, ref.name), ref.uid)
+        rs = self._cluster.live(kinds.REPLICA_SET, Key(pod.metadata.namespace, ref.name), ref.uid)
         owner = rs.metadata.controller if rs else None
         if owner is not None:
             key = Key(pod.metadata.namespace, owner.name)
@@ -125,14 +118,14 @@ class DeploymentController:
         d = self._objects.get(key)
         if d is None:
             return None
-        owner = Owner(DEPLOYMENT, d, _COMPONENT)
+        owner = Owner(kinds.DEPLOYMENT, d, _COMPONENT)
         claims = plan_claims(
             d.spec.selector,
             self._sets.owned(d.metadata.uid),
             self._sets.orphans(key.namespace),
             deleting=d.deleting,
         )
-        if await apply_claims(self._cluster, owner, REPLICA_SET, claims):
+        if await apply_claims(self._cluster, owner, kinds.REPLICA_SET, claims):
             return None
         stale_s = self._stale_s(d, claims.kept)
         if stale_s is not None:
@@ -165,7 +158,7 @@ class DeploymentController:
                     note = await self._roll(d, new, old) or note
             if rollout.complete(d, rollout.status_numbers(d, new, sets)) or d.spec.paused:
                 for s in rollout.plan_history(d, old):
-                    await self._cluster.delete(REPLICA_SET, s)
+                    await self._cluster.delete(kinds.REPLICA_SET, s)
         return await self._write_status(d, new, sets, note)
 
     async def _roll(
@@ -195,7 +188,7 @@ class DeploymentController:
         body = plan_new_set(d, old, revision)
         name = body["metadata"]["name"]
         try:
-            made = await self._cluster.api.create(REPLICA_SET, body)
+            made = await self._cluster.api.create(kinds.REPLICA_SET, body)
         except AlreadyExistsError:
             await self._collided(d, name)
             return None
@@ -213,7 +206,7 @@ class DeploymentController:
 
     async def _collided(self, d: Deployment, name: str) -> None:
         """The name is taken: by our own set not yet seen, or by another template's hash."""
-        taken = await self._cluster.api.get(REPLICA_SET, name, d.metadata.namespace)
+        taken = await self._cluster.api.get(kinds.REPLICA_SET, name, d.metadata.namespace)
         ref = taken.metadata.controller
         if (
             ref is not None
@@ -222,7 +215,7 @@ class DeploymentController:
         ):
             return
         count = {"collisionCount": d.status.collision_count + 1}
-        await self._cluster.patch_status(DEPLOYMENT, d, count)
+        await self._cluster.patch_status(kinds.DEPLOYMENT, d, count)
 
     async def _adopt_revision(
         self, d: Deployment, new: ReplicaSet, revision: int
@@ -235,7 +228,7 @@ class DeploymentController:
         if new.spec.min_ready_seconds != d.spec.min_ready_seconds:
             body["spec"] = {"minReadySeconds": d.spec.min_ready_seconds}
         if body:
-            written = await self._cluster.patch(REPLICA_SET, new, body)
+            written = await self._cluster.patch(kinds.REPLICA_SET, new, body)
             if written is not None:
                 self._wrote(d, written)
         mine = changed.get(rollout.REVISION) or new.metadata.annotations.get(rollout.REVISION)
@@ -249,7 +242,7 @@ class DeploymentController:
     async def _write_revision(self, d: Deployment, revision: str) -> None:
         if d.metadata.annotations.get(rollout.REVISION) != revision:
             body = {"metadata": {"annotations": {rollout.REVISION: revision}}}
-            await self._cluster.patch(DEPLOYMENT, d, body)
+            await self._cluster.patch(kinds.DEPLOYMENT, d, body)
 
     async def _scale(
         self, d: Deployment, sets: Sequence[ReplicaSet], scales: rollout.Scales
@@ -261,14 +254,14 @@ class DeploymentController:
             if size == s.spec.replicas and (same or not s.spec.replicas):
                 continue
             body = {"metadata": {"annotations": annotations}, "spec": {"replicas": size}}
-            written = await self._cluster.patch(REPLICA_SET, s, body)
+            written = await self._cluster.patch(kinds.REPLICA_SET, s, body)
             if written is not None:
                 self._wrote(d, written)
             if size != s.spec.replicas:
                 self._scaled_event(d, s.metadata.name, s.spec.replicas, size)
 
     def _wrote(self, d: Deployment, written: Any) -> None:
-        shown = self._cluster.informer(REPLICA_SET).objects.get(written.key)
+        shown = self._cluster.informer(kinds.REPLICA_SET).objects.get(written.key)
         version = written.metadata.resource_version
         if shown is None or not _reached(shown.metadata.resource_version, version):
             self._written.setdefault(d.metadata.uid, {})[written.metadata.name] = (
@@ -290,7 +283,7 @@ class DeploymentController:
         if status.conditions != d.status.conditions:
             body["conditions"] = [raw(c) for c in status.conditions]
         if body:
-            await self._cluster.patch_status(DEPLOYMENT, d, body)
+            await self._cluster.patch_status(kinds.DEPLOYMENT, d, body)
         return status.check_s
 
     def _scaled_event(self, d: Deployment, name: str, was: int, size: int) -> None:
@@ -299,7 +292,7 @@ class DeploymentController:
         self._say(d, "Normal", "ScalingReplicaSet", text)
 
     def _say(self, d: Deployment, event_type: str, reason: str, message: str) -> None:
-        self._cluster.events.say(_COMPONENT, DEPLOYMENT, d, event_type, reason, message)
+        self._cluster.events.say(_COMPONENT, kinds.DEPLOYMENT, d, event_type, reason, message)
 
 
 def _reached(shown: str, written: str) -> bool:

@@ -14,15 +14,9 @@ from podwire.client import Change, WorkQueue
 from podwire.controllers.cluster import Cluster
 from podwire.controllers.podstate import condition, is_active
 from podwire.controllers.rollout import scaled
-from podwire.controllers.views import (
-    DEPLOYMENT,
-    DISRUPTION_BUDGET,
-    REPLICA_SET,
-    STATEFUL_SET,
-    DisruptionBudget,
-    Pod,
-    raw,
-)
+from podwire.controllers.views import Pod, raw
+from podwire.objects import kinds
+from podwire.objects.apps import DisruptionBudget
 from podwire.objects.core import Condition
 from podwire.objects.meta import Key, format_time
 
@@ -68,11 +62,11 @@ class DisruptionController:
     def __init__(self, cluster: Cluster) -> None:
         self._cluster = cluster
         self._queue: WorkQueue[Key] = WorkQueue("disruption-controller", self._reconcile)
-        self._served = cluster.resources.has(DISRUPTION_BUDGET)
+        self._served = cluster.resources.has(kinds.DISRUPTION_BUDGET)
         if not self._served:
             return
-        self._budgets = cluster.informer(DISRUPTION_BUDGET).objects
-        cluster.informer(DISRUPTION_BUDGET).on_change(self._changed)
+        self._budgets = cluster.informer(kinds.DISRUPTION_BUDGET).objects
+        cluster.informer(kinds.DISRUPTION_BUDGET).on_change(self._changed)
         cluster.pods.on_change(self._pod_changed)
 
     async def run(self) -> None:
@@ -112,7 +106,7 @@ class DisruptionController:
         status = plan_budget(budget, pods, self._expected(pods), self._cluster.now())
         was = raw(budget.status)
         if any(was.get(k, 0) != v for k, v in status.items()):
-            await self._cluster.patch_status(DISRUPTION_BUDGET, budget, status)
+            await self._cluster.patch_status(kinds.DISRUPTION_BUDGET, budget, status)
 
     def _expected(self, pods: Sequence[Pod]) -> int:
         """The sum of `replicas` over the pods' controllers; a bare pod counts for itself."""
@@ -128,17 +122,17 @@ class DisruptionController:
             return pod.metadata.uid, 1
         key = Key(pod.metadata.namespace, ref.name)
         if ref.kind == "StatefulSet":
-            found = self._cluster.live(STATEFUL_SET, key, ref.uid)
+            found = self._cluster.live(kinds.STATEFUL_SET, key, ref.uid)
             return ref.uid, found.spec.replicas if found else 1
         if ref.kind != "ReplicaSet":
             return pod.metadata.uid, 1
-        rs = self._cluster.live(REPLICA_SET, key, ref.uid)
+        rs = self._cluster.live(kinds.REPLICA_SET, key, ref.uid)
         if rs is None:
             return ref.uid, 1
         above = rs.metadata.controller
         if above is not None and above.kind == "Deployment":
             owner = Key(pod.metadata.namespace, above.name)
-            d = self._cluster.live(DEPLOYMENT, owner, above.uid)
+            d = self._cluster.live(kinds.DEPLOYMENT, owner, above.uid)
             if d is not None:
                 return above.uid, d.spec.replicas
         return ref.uid, rs.spec.replicas

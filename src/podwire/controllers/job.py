@@ -21,8 +21,10 @@ from podwire.controllers.cluster import Cluster
 from podwire.controllers.podcontrol import PodTemplate, is_namespace_going, random_name
 from podwire.controllers.podowner import PodOwner
 from podwire.controllers.podstate import is_active, since_s
-from podwire.controllers.views import JOB, POD, Job, Pod, TimedCondition, Uncounted, raw
+from podwire.controllers.views import POD, Pod, raw
 from podwire.errors import NotFoundError
+from podwire.objects import kinds
+from podwire.objects.apps import Job, TimedCondition, Uncounted
 from podwire.objects.meta import JsonObject, Key, LabelSelector, format_time, parse_time
 
 FINALIZER = "batch.kubernetes.io/job-tracking"
@@ -366,7 +368,7 @@ def _with_index(container: JsonObject) -> JsonObject:
 
 
 class JobController(PodOwner[Job]):
-    kind = JOB
+    kind = kinds.JOB
     component = "job-controller"
 
     def selector(self, obj: Job) -> LabelSelector | None:
@@ -468,7 +470,7 @@ class JobController(PodOwner[Job]):
         patch = {"metadata": {"resourceVersion": meta.resource_version}, "status": body}
         try:
             await self.cluster.api.patch(
-                JOB, meta.name, patch, meta.namespace, subresource="status"
+                kinds.JOB, meta.name, patch, meta.namespace, subresource="status"
             )
         except NotFoundError:
             return False
@@ -482,7 +484,7 @@ class JobController(PodOwner[Job]):
             self._say(obj, "Warning", last.reason, last.message)
 
     def _say(self, obj: Job, event_type: str, reason: str, message: str) -> None:
-        self.cluster.events.say(self.component, JOB, obj, event_type, reason, message)
+        self.cluster.events.say(self.component, kinds.JOB, obj, event_type, reason, message)
 
     async def _expire(self, obj: Job, now: dt.datetime) -> float | None:
         ttl = obj.spec.ttl_seconds_after_finished
@@ -496,5 +498,5 @@ class JobController(PodOwner[Job]):
         left = ttl - (now - parse_time(ended)).total_seconds() if ended else 0.0
         if left > 0:
             return left
-        await self.cluster.delete(JOB, obj, propagation="Foreground")
+        await self.cluster.delete(kinds.JOB, obj, propagation="Foreground")
         return None

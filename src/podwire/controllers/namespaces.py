@@ -15,10 +15,9 @@ from typing import Any
 
 from podwire.client import Change, WorkQueue
 from podwire.controllers.cluster import Cluster
-from podwire.controllers.views import CONFIG_MAP, ConfigMap
 from podwire.errors import AlreadyExistsError, ApiError, ForbiddenError, NotFoundError
 from podwire.objects import kinds
-from podwire.objects.core import Namespace, ServiceAccount
+from podwire.objects.core import ConfigMap, Namespace, ServiceAccount
 from podwire.objects.meta import JsonObject, Key, Kind, Object
 
 _LOG = logging.getLogger(__name__)
@@ -35,10 +34,10 @@ class NamespaceDefaults:
         self._queue: WorkQueue[Key] = WorkQueue("namespace-defaults", self._reconcile)
         self._namespaces = cluster.informer(kinds.NAMESPACE).objects
         self._accounts = cluster.informer(kinds.SERVICE_ACCOUNT).objects
-        self._maps = cluster.informer(CONFIG_MAP).objects
+        self._maps = cluster.informer(kinds.CONFIG_MAP).objects
         cluster.informer(kinds.NAMESPACE).on_change(self._namespace_changed)
         cluster.informer(kinds.SERVICE_ACCOUNT).on_change(self._account_changed)
-        cluster.informer(CONFIG_MAP).on_change(self._map_changed)
+        cluster.informer(kinds.CONFIG_MAP).on_change(self._map_changed)
 
     async def run(self) -> None:
         await self._queue.run()
@@ -71,9 +70,9 @@ class NamespaceDefaults:
         data = {"ca.crt": self._cluster.config.ca_text}
         found = self._maps.get(Key(namespace, _ROOT_CA))
         if found is None:
-            await self._create(CONFIG_MAP, namespace, _ROOT_CA, {"data": data})
+            await self._create(kinds.CONFIG_MAP, namespace, _ROOT_CA, {"data": data})
         elif found.data != data:
-            await self._cluster.patch(CONFIG_MAP, found, {"data": data})
+            await self._cluster.patch(kinds.CONFIG_MAP, found, {"data": data})
 
     async def _create(self, kind: Kind[Any], namespace: str, name: str, rest: JsonObject) -> None:
         body = {"metadata": {"name": name, "namespace": namespace}, **rest}

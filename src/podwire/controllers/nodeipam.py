@@ -12,8 +12,8 @@ from ipaddress import IPv4Network, IPv6Network
 
 from podwire.client import Change, WorkQueue
 from podwire.controllers.cluster import Cluster
-from podwire.controllers.views import NODE
 from podwire.errors import ExhaustedError
+from podwire.objects import kinds
 from podwire.objects.core import Node
 from podwire.objects.meta import Key
 
@@ -95,8 +95,8 @@ class NodeIpam:
         self._waiting: set[Key] = set()
         # One worker: two nodes must never be given the same range.
         self._queue: WorkQueue[Key] = WorkQueue(_COMPONENT, self._reconcile, workers=1)
-        self._nodes = cluster.informer(NODE).objects
-        cluster.informer(NODE).on_change(self._changed)
+        self._nodes = cluster.informer(kinds.NODE).objects
+        cluster.informer(kinds.NODE).on_change(self._changed)
 
     async def run(self) -> None:
         await self._queue.run()
@@ -133,13 +133,15 @@ class NodeIpam:
             except ExhaustedError:
                 self._waiting.add(key)
                 text = f"Node {key.name} status is now: CIDRNotAvailable"
-                self._cluster.events.say(_COMPONENT, NODE, node, "Normal", "CIDRNotAvailable", text)
+                self._cluster.events.say(
+                    _COMPONENT, kinds.NODE, node, "Normal", "CIDRNotAvailable", text
+                )
                 return
             self._given[key.name] = given
         self._waiting.discard(key)
         texts = [str(network) for network in given]
         spec = {"podCIDR": texts[0], "podCIDRs": texts}
-        await self._cluster.patch(NODE, node, {"spec": spec})
+        await self._cluster.patch(kinds.NODE, node, {"spec": spec})
 
     def _allocate(self) -> list[Network]:
         taken: list[tuple[CidrSet, Network]] = []

@@ -19,7 +19,7 @@ from podwire.client import Change, PatchType, WorkQueue
 from podwire.controllers.cluster import Cluster
 from podwire.controllers.podstate import condition
 from podwire.controllers.scheduling import tolerates
-from podwire.controllers.views import NODE, POD, Pod
+from podwire.controllers.views import POD, Pod
 from podwire.errors import NotFoundError
 from podwire.objects import kinds
 from podwire.objects.apps import Lease
@@ -84,7 +84,7 @@ class NodeLifecycle:
     def __init__(self, cluster: Cluster) -> None:
         self._cluster = cluster
         self._grace_s = cluster.config.node_grace_s
-        self._nodes = cluster.informer(NODE).objects
+        self._nodes = cluster.informer(kinds.NODE).objects
         self._heard: dict[str, float] = {}
         self._node_queue: WorkQueue[Key] = WorkQueue(_COMPONENT, self._check_node)
         self._pod_queue: WorkQueue[Key] = WorkQueue("taint-eviction-controller", self._check_pod)
@@ -92,7 +92,7 @@ class NodeLifecycle:
         self._deadlines: dict[str, float] = {}
         self._marked: set[str] = set()
         _ = cluster.node_pods
-        cluster.informer(NODE).on_change(self._node_changed)
+        cluster.informer(kinds.NODE).on_change(self._node_changed)
         cluster.informer(kinds.LEASE).on_change(self._lease_changed)
         cluster.pods.on_change(self._pod_changed)
 
@@ -193,11 +193,11 @@ class NodeLifecycle:
             "lastTransitionTime": now,
         }
         body = {"conditions": [ready]}
-        await self._cluster.patch_status(NODE, node, body, PatchType.STRATEGIC)
+        await self._cluster.patch_status(kinds.NODE, node, body, PatchType.STRATEGIC)
 
     async def _write_taints(self, node: Node) -> None:
         try:
-            fresh = await self._cluster.api.get_raw(NODE, node.metadata.name)
+            fresh = await self._cluster.api.get_raw(kinds.NODE, node.metadata.name)
         except NotFoundError:
             return
         meta = fresh["metadata"]
@@ -209,7 +209,7 @@ class NodeLifecycle:
             "metadata": {"resourceVersion": meta["resourceVersion"]},
             "spec": {"taints": taints or None},
         }
-        await self._cluster.patch(NODE, node, body)
+        await self._cluster.patch(kinds.NODE, node, body)
 
     async def _mark_pods(self, name: str) -> None:
         for pod in self._cluster.node_pods.on(name):
@@ -263,4 +263,4 @@ class NodeLifecycle:
         self._deadlines.pop(pod.metadata.uid, None)
 
     def _say(self, node: Node, reason: str, message: str) -> None:
-        self._cluster.events.say(_COMPONENT, NODE, node, "Normal", reason, message)
+        self._cluster.events.say(_COMPONENT, kinds.NODE, node, "Normal", reason, message)

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from podwire.client import Change, PatchType, WorkQueue
 from podwire.controllers.cluster import Cluster
-from podwire.controllers.views import NODE, POD, Pod
+from podwire.controllers.views import POD, Pod
 from podwire.errors import NotFoundError
+from podwire.objects import kinds
 from podwire.objects.core import Node
 from podwire.objects.meta import Key, format_time
 
@@ -21,12 +22,12 @@ class PodGarbage:
     def __init__(self, cluster: Cluster) -> None:
         self._cluster = cluster
         self._queue: WorkQueue[Key] = WorkQueue(_COMPONENT, self._reconcile)
-        self._nodes = cluster.informer(NODE).objects
+        self._nodes = cluster.informer(kinds.NODE).objects
         # Insertion order is the order of ending.
         self._finished: dict[Key, None] = {}
         _ = cluster.node_pods
         cluster.pods.on_change(self._pod_changed)
-        cluster.informer(NODE).on_change(self._node_changed)
+        cluster.informer(kinds.NODE).on_change(self._node_changed)
 
     async def run(self) -> None:
         await self._queue.run()
@@ -63,7 +64,7 @@ class PodGarbage:
         if not pod.spec.node_name or Key("", pod.spec.node_name) in self._nodes:
             return
         try:
-            await self._cluster.api.get(NODE, pod.spec.node_name)
+            await self._cluster.api.get(kinds.NODE, pod.spec.node_name)
         except NotFoundError:
             await self._force(pod)
 

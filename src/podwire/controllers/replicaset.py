@@ -18,8 +18,10 @@ from podwire.controllers.podstate import (
     is_active,
     rank_for_deletion,
 )
-from podwire.controllers.views import REPLICA_SET, Pod, ReplicaSet, raw
+from podwire.controllers.views import Pod, raw
 from podwire.errors import ApiError
+from podwire.objects import kinds
+from podwire.objects.apps import ReplicaSet
 from podwire.objects.core import Condition
 from podwire.objects.meta import LabelSelector, format_time
 
@@ -94,7 +96,7 @@ def plan_failure(
 
 
 class ReplicaSetController(PodOwner[ReplicaSet]):
-    kind = REPLICA_SET
+    kind = kinds.REPLICA_SET
     component = "replicaset-controller"
 
     def selector(self, obj: ReplicaSet) -> LabelSelector:
@@ -134,7 +136,7 @@ class ReplicaSetController(PodOwner[ReplicaSet]):
         controller = obj.metadata.controller
         if controller is None or len(pods) <= obj.spec.replicas:
             return pods
-        siblings = self.cluster.owned(REPLICA_SET).owned(controller.uid)
+        siblings = self.cluster.owned(kinds.REPLICA_SET).owned(controller.uid)
         return [pod for rs in siblings for pod in self.pods.owned(rs.metadata.uid)]
 
     async def _write_status(

@@ -15,8 +15,7 @@ from typing import Any
 import msgspec
 
 from podwire.controllers.podstate import condition, since_s
-from podwire.controllers.views import Deployment, ReplicaSet, TimedCondition
-from podwire.objects.apps import RollingUpdate
+from podwire.objects.apps import Deployment, ReplicaSet, RollingUpdate, TimedCondition
 from podwire.objects.core import Condition
 from podwire.objects.meta import format_time
 

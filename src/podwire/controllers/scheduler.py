@@ -24,7 +24,7 @@ from podwire.client import Change, PatchType
 from podwire.controllers.cluster import Cluster
 from podwire.controllers.schedsnapshot import Snapshot
 from podwire.controllers.scheduling import Unschedulable, schedule
-from podwire.controllers.views import NODE, POD, Pod, raw
+from podwire.controllers.views import POD, Pod, raw
 from podwire.errors import ApiError, ConflictError, NotFoundError
 from podwire.objects import kinds
 from podwire.objects.core import Condition, Namespace, Node
@@ -52,7 +52,7 @@ class Scheduler:
         self._retry_all = False
         self._bindings = asyncio.Semaphore(cluster.config.write_limit)
         self._tasks: set[asyncio.Task[None]] = set()
-        cluster.informer(NODE).on_change(self._node_changed)
+        cluster.informer(kinds.NODE).on_change(self._node_changed)
         cluster.informer(kinds.NAMESPACE).on_change(self._namespace_changed)
         cluster.pods.on_change(self._pod_changed)
 

@@ -23,7 +23,7 @@ from podwire.controllers.schedsnapshot import (
     host_ports,
     pod_requests,
 )
-from podwire.controllers.views import Pod, SpreadConstraint
+from podwire.controllers.views import Pod
 from podwire.objects.core import (
     NodeSelector,
     NodeSelectorTerm,
@@ -31,6 +31,7 @@ from podwire.objects.core import (
     PodAffinityTerm,
     Taint,
     Toleration,
+    TopologySpreadConstraint,
 )
 from podwire.objects.meta import LabelSelector, Requirement
 
@@ -285,7 +286,7 @@ def _open(pod: Pod, snapshot: Snapshot) -> list[_Open]:
 class _Spread:
     """One DoNotSchedule constraint: counts per domain over the nodes that take part."""
 
-    def __init__(self, pod: Pod, constraint: SpreadConstraint, snapshot: Snapshot) -> None:
+    def __init__(self, pod: Pod, constraint: TopologySpreadConstraint, snapshot: Snapshot) -> None:
         self._key = constraint.topology_key
         self._max_skew = constraint.max_skew
         term = snapshot.own_term(pod, spread_selector(pod, constraint))
@@ -309,7 +310,7 @@ class _Spread:
         return SPREAD if skew > self._max_skew else ""
 
 
-def spread_selector(pod: Pod, constraint: SpreadConstraint) -> LabelSelector | None:
+def spread_selector(pod: Pod, constraint: TopologySpreadConstraint) -> LabelSelector | None:
     """The constraint's selector with the pod's own values of `matchLabelKeys`."""
     selector = constraint.label_selector
     if selector is None or not constraint.match_label_keys:
@@ -326,7 +327,7 @@ def spread_selector(pod: Pod, constraint: SpreadConstraint) -> LabelSelector | N
     )
 
 
-def _takes_part(pod: Pod, constraint: SpreadConstraint, info: NodeInfo) -> bool:
+def _takes_part(pod: Pod, constraint: TopologySpreadConstraint, info: NodeInfo) -> bool:
     if constraint.node_affinity_policy != "Ignore" and not node_affinity_fits(
         pod, info.labels, info.name
     ):
@@ -427,7 +428,7 @@ def _wished_neighbours(
 
 def _soft_spread(
     pod: Pod,
-    constraints: Sequence[SpreadConstraint],
+    constraints: Sequence[TopologySpreadConstraint],
     fitting: Sequence[NodeInfo],
     snapshot: Snapshot,
 ) -> dict[str, float]:

@@ -15,9 +15,10 @@ from podwire.controllers import history
 from podwire.controllers.podcontrol import PodTemplate, is_namespace_going
 from podwire.controllers.podowner import PodOwner
 from podwire.controllers.podstate import available_in_s
-from podwire.controllers.views import STATEFUL_SET, Pod, StatefulSet, raw
+from podwire.controllers.views import Pod, raw
 from podwire.errors import AlreadyExistsError
 from podwire.objects import kinds
+from podwire.objects.apps import StatefulSet
 from podwire.objects.meta import JsonObject, Kind, LabelSelector, Object
 
 POD_NAME_LABEL = "statefulset.kubernetes.io/pod-name"
@@ -221,7 +222,7 @@ def claim_name(obj: StatefulSet, claim: JsonObject, ordinal: int) -> str:
 
 
 class StatefulSetController(PodOwner[StatefulSet]):
-    kind = STATEFUL_SET
+    kind = kinds.STATEFUL_SET
     component = "statefulset-controller"
 
     def __init__(self, cluster: Any) -> None:

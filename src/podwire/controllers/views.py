@@ -1,27 +1,25 @@
-"""Views that only controllers need: a slim Pod, and the statuses controllers write.
+"""The controllers' own view of a Pod: what scheduling and counting read, and nothing else.
 
-The pod view names what scheduling and counting read and nothing else, because every pod change in
-the cluster is decoded into it.
+Every pod change in the cluster is decoded into it, so that it leaves out what makes the full view
+dear: probes, environments, volumes, addresses. All other kinds are those of `objects.kinds`.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from msgspec import field, to_builtins
+from msgspec import to_builtins
 
-from podwire.objects import apps
 from podwire.objects.core import (
     Affinity,
     Condition,
     ContainerPort,
     ContainerStateTerminated,
-    Node,
     ResourceRequirements,
     Toleration,
     TopologySpreadConstraint,
 )
-from podwire.objects.meta import Kind, LabelSelector, Object, View
+from podwire.objects.meta import Kind, Object, View
 
 Quantities = dict[str, str | int | float]
 
@@ -34,13 +32,6 @@ class Container(View):
     restart_policy: str = ""
 
 
-class SpreadConstraint(TopologySpreadConstraint):
-    min_domains: int | None = None
-    node_affinity_policy: str = "Honor"
-    node_taints_policy: str = "Ignore"
-    match_label_keys: list[str] = []
-
-
 class PodSpec(View):
     containers: list[Container] = []
     init_containers: list[Container] = []
@@ -48,7 +39,7 @@ class PodSpec(View):
     node_selector: dict[str, str] = {}
     affinity: Affinity | None = None
     tolerations: list[Toleration] = []
-    topology_spread_constraints: list[SpreadConstraint] = []
+    topology_spread_constraints: list[TopologySpreadConstraint] = []
     scheduler_name: str = "default-scheduler"
     scheduling_gates: list[dict[str, str]] = []
     restart_policy: str = "Always"
@@ -90,133 +81,7 @@ class Pod(Object):
         return self.status.phase in ("Succeeded", "Failed")
 
 
-class TimedCondition(Condition):
-    """DeploymentCondition and JobCondition: they also say when they were last looked at."""
-
-    last_update_time: str | None = None
-    last_probe_time: str | None = None
-
-
-class DeploymentStatus(View):
-    observed_generation: int = 0
-    replicas: int = 0
-    updated_replicas: int = 0
-    ready_replicas: int = 0
-    available_replicas: int = 0
-    unavailable_replicas: int = 0
-    collision_count: int = 0
-    conditions: list[TimedCondition] = []
-
-
-class Deployment(Object):
-    spec: apps.DeploymentSpec = apps.DeploymentSpec()
-    status: DeploymentStatus = DeploymentStatus()
-
-
-class ReplicaSetStatus(View):
-    observed_generation: int = 0
-    replicas: int = 0
-    fully_labeled_replicas: int = 0
-    ready_replicas: int = 0
-    available_replicas: int = 0
-    conditions: list[Condition] = []
-
-
-class ReplicaSet(Object):
-    spec: apps.ReplicaSetSpec = apps.ReplicaSetSpec()
-    status: ReplicaSetStatus = ReplicaSetStatus()
-
-
-class StatefulSetStatus(apps.StatefulSetStatus):
-    collision_count: int = 0
-
-
-class StatefulSet(Object):
-    spec: apps.StatefulSetSpec = apps.StatefulSetSpec()
-    status: StatefulSetStatus = StatefulSetStatus()
-
-
-class DaemonSetStatus(apps.DaemonSetStatus):
-    collision_count: int = 0
-
-
-class DaemonSet(Object):
-    spec: apps.DaemonSetSpec = apps.DaemonSetSpec()
-    status: DaemonSetStatus = DaemonSetStatus()
-
-
-class Uncounted(View):
-    """UncountedTerminatedPods: uids already finished but not yet in the counters."""
-
-    succeeded: list[str] = []
-    failed: list[str] = []
-
-
-class JobStatus(View):
-    active: int = 0
-    ready: int = 0
-    terminating: int = 0
-    succeeded: int = 0
-    failed: int = 0
-    start_time: str | None = None
-    completion_time: str | None = None
-    completed_indexes: str = ""
-    uncounted_terminated_pods: Uncounted | None = None
-    conditions: list[TimedCondition] = []
-
-
-class Job(Object):
-    spec: apps.JobSpec = apps.JobSpec()
-    status: JobStatus = JobStatus()
-
-    @property
-    def finished(self) -> bool:
-        return self.outcome != ""
-
-    @property
-    def outcome(self) -> str:
-        """Complete, Failed or "" while it runs."""
-        for c in self.status.conditions:
-            if c.type in ("Complete", "Failed") and c.status == "True":
-                return c.type
-        return ""
-
-
-class DisruptionBudgetSpec(View):
-    min_available: int | str | None = None
-    max_unavailable: int | str | None = None
-    selector: LabelSelector | None = None
-
-
-class DisruptionBudgetStatus(View):
-    observed_generation: int = 0
-    disruptions_allowed: int = 0
-    current_healthy: int = 0
-    desired_healthy: int = 0
-    expected_pods: int = 0
-    conditions: list[Condition] = []
-
-
-class DisruptionBudget(Object):
-    spec: DisruptionBudgetSpec = DisruptionBudgetSpec()
-    status: DisruptionBudgetStatus = DisruptionBudgetStatus()
-
-
-class ConfigMap(Object):
-    data: dict[str, str] = field(default_factory=dict)
-
-
 POD = Kind("", "v1", "Pod", "pods", True, Pod)
-NODE = Kind("", "v1", "Node", "nodes", False, Node)
-CONFIG_MAP = Kind("", "v1", "ConfigMap", "configmaps", True, ConfigMap)
-DEPLOYMENT = Kind("apps", "v1", "Deployment", "deployments", True, Deployment)
-REPLICA_SET = Kind("apps", "v1", "ReplicaSet", "replicasets", True, ReplicaSet)
-STATEFUL_SET = Kind("apps", "v1", "StatefulSet", "statefulsets", True, StatefulSet)
-DAEMON_SET = Kind("apps", "v1", "DaemonSet", "daemonsets", True, DaemonSet)
-JOB = Kind("batch", "v1", "Job", "jobs", True, Job)
-DISRUPTION_BUDGET = Kind(
-    "policy", "v1", "PodDisruptionBudget", "poddisruptionbudgets", True, DisruptionBudget
-)
 # Answers to pod writes: only the metadata is read.
 POD_WRITE: Kind[Object] = Kind("", "v1", "Pod", "pods", True, Object)
 

@@ -1,4 +1,4 @@
-"""apps/v1, batch/v1 and coordination/v1 views: what the workload controllers read.
+"""apps/v1, batch/v1, policy/v1 and coordination/v1 views: what the workload controllers read.
 
 Pod templates stay raw mappings: a controller must copy every field of them, also those podwire
 itself never reads.
@@ -12,6 +12,13 @@ from msgspec import field
 
 from podwire.objects.core import Condition
 from podwire.objects.meta import LabelSelector, Object, View
+
+
+class TimedCondition(Condition):
+    """DeploymentCondition and JobCondition: they also say when they were last looked at."""
+
+    last_update_time: str | None = None
+    last_probe_time: str | None = None
 
 
 class RollingUpdate(View):
@@ -46,7 +53,7 @@ class DeploymentStatus(View):
     available_replicas: int = 0
     unavailable_replicas: int = 0
     collision_count: int = 0
-    conditions: list[Condition] = []
+    conditions: list[TimedCondition] = []
 
 
 class Deployment(Object):
@@ -67,6 +74,7 @@ class ReplicaSetStatus(View):
     fully_labeled_replicas: int = 0
     ready_replicas: int = 0
     available_replicas: int = 0
+    conditions: list[Condition] = []
 
 
 class ReplicaSet(Object):
@@ -100,6 +108,7 @@ class StatefulSetStatus(View):
     updated_replicas: int = 0
     current_revision: str = ""
     update_revision: str = ""
+    collision_count: int = 0
 
 
 class StatefulSet(Object):
@@ -124,6 +133,7 @@ class DaemonSetStatus(View):
     number_available: int = 0
     number_unavailable: int = 0
     updated_number_scheduled: int = 0
+    collision_count: int = 0
 
 
 class DaemonSet(Object):
@@ -149,15 +159,24 @@ class JobSpec(View):
     suspend: bool = False
 
 
+class Uncounted(View):
+    """UncountedTerminatedPods: uids already finished but not yet in the counters."""
+
+    succeeded: list[str] = []
+    failed: list[str] = []
+
+
 class JobStatus(View):
     active: int = 0
     ready: int = 0
+    terminating: int = 0
     succeeded: int = 0
     failed: int = 0
     start_time: str | None = None
     completion_time: str | None = None
     completed_indexes: str = ""
-    conditions: list[Condition] = []
+    uncounted_terminated_pods: Uncounted | None = None
+    conditions: list[TimedCondition] = []
 
 
 class Job(Object):
@@ -166,9 +185,15 @@ class Job(Object):
 
     @property
     def finished(self) -> bool:
-        return any(
-            c.type in ("Complete", "Failed") and c.status == "True" for c in self.status.conditions
-        )
+        return self.outcome != ""
+
+    @property
+    def outcome(self) -> str:
+        """Complete, Failed or "" while it runs."""
+        for c in self.status.conditions:
+            if c.type in ("Complete", "Failed") and c.status == "True":
+                return c.type
+        return ""
 
 
 class CronJobSpec(View):
@@ -191,6 +216,28 @@ class CronJobStatus(View):
 class CronJob(Object):
     spec: CronJobSpec = CronJobSpec()
     status: CronJobStatus = CronJobStatus()
+
+
+class DisruptionBudgetSpec(View):
+    min_available: int | str | None = None
+    max_unavailable: int | str | None = None
+    selector: LabelSelector | None = None
+
+
+class DisruptionBudgetStatus(View):
+    observed_generation: int = 0
+    disruptions_allowed: int = 0
+    current_healthy: int = 0
+    desired_healthy: int = 0
+    expected_pods: int = 0
+    conditions: list[Condition] = []
+
+
+class DisruptionBudget(Object):
+    """policy/v1 PodDisruptionBudget."""
+
+    spec: DisruptionBudgetSpec = DisruptionBudgetSpec()
+    status: DisruptionBudgetStatus = DisruptionBudgetStatus()
 
 
 class LeaseSpec(View):

@@ -242,6 +242,10 @@ class TopologySpreadConstraint(View):
     topology_key: str
     when_unsatisfiable: str
     label_selector: LabelSelector | None = None
+    min_domains: int | None = None
+    node_affinity_policy: str = "Honor"
+    node_taints_policy: str = "Ignore"
+    match_label_keys: list[str] = []
 
 
 class HostAlias(View):

@@ -22,4 +22,7 @@ CONTROLLER_REVISION = Kind(
 )
 JOB = Kind("batch", "v1", "Job", "jobs", True, apps.Job)
 CRON_JOB = Kind("batch", "v1", "CronJob", "cronjobs", True, apps.CronJob)
+DISRUPTION_BUDGET = Kind(
+    "policy", "v1", "PodDisruptionBudget", "poddisruptionbudgets", True, apps.DisruptionBudget
+)
 LEASE = Kind("coordination.k8s.io", "v1", "Lease", "leases", True, apps.Lease)

@@ -21,8 +21,9 @@ from podwire.controllers.nodelife import merge_taints, plan_eviction_s, plan_tai
 from podwire.controllers.podcontrol import Expectations
 from podwire.controllers.replicaset import plan_replica_set
 from podwire.controllers.statefulset import plan_stateful_set
-from podwire.controllers.views import POD, Job, Pod, ReplicaSet, StatefulSet
+from podwire.controllers.views import POD, Pod
 from podwire.errors import ExhaustedError
+from podwire.objects.apps import Job, ReplicaSet, StatefulSet
 from podwire.objects.core import Node, Taint, Toleration
 from podwire.objects.meta import Key, LabelSelector
 

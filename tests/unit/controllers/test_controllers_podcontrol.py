@@ -18,14 +18,15 @@ from podwire.controllers.podcontrol import (
     PodTemplate,
     is_namespace_going,
 )
-from podwire.controllers.views import REPLICA_SET, ReplicaSet
 from podwire.errors import AlreadyExistsError, ApiError, Cause, ForbiddenError
+from podwire.objects import kinds
+from podwire.objects.apps import ReplicaSet
 
 RS = msgspec.convert(
     {"metadata": {"name": "rs", "namespace": "ns", "uid": "u"}, "spec": {"template": {}}},
     ReplicaSet,
 )
-OWNER = Owner(REPLICA_SET, RS, "replicaset-controller")
+OWNER = Owner(kinds.REPLICA_SET, RS, "replicaset-controller")
 
 
 @dataclass

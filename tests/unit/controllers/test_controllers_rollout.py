@@ -10,7 +10,7 @@ import pytest
 
 from podwire.controllers import rollout
 from podwire.controllers.deployment import plan_new_set
-from podwire.controllers.views import Deployment, DeploymentStatus, ReplicaSet
+from podwire.objects.apps import Deployment, DeploymentStatus, ReplicaSet
 
 NOW = dt.datetime(2024, 1, 1, 12, tzinfo=dt.UTC)
 TEMPLATE = {"metadata": {"labels": {"app": "web"}}, "spec": {"containers": [{"name": "c"}]}}
