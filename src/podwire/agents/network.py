@@ -94,7 +94,8 @@ class NodeNetworkAgent:
 
     async def _reconcile(self) -> None:
         node = self._peers.get(Key("", self._name))
-        if node is None or not node.pod_cidrs:
+        # The podCIDR may be there before the addresses: either without the other is no network.
+        if node is None or not node.pod_cidrs or not node.addresses:
             return
         desired = compile_node_network(node, self._peers.values(), self.config, self._uplink_mtu())
         if desired != self._applied:
@@ -115,7 +116,7 @@ class NodeNetworkAgent:
         return self._mtu_of_uplink
 
     def _apply(self, desired: NodeNetwork) -> None:
-        if self._applied is None:
+        if self._applied is None or desired.sysctls != self._applied.sysctls:
             sysctl.write(dict(desired.sysctls))
         requests = plan_node_network(desired, self._applied)
         if self._applied is None:

@@ -217,9 +217,14 @@ class _BridgePod:
 
 
 def pod_sysctls(families: Iterable[int]) -> tuple[tuple[str, str], ...]:
-    """A pod with IPv6 never waits for DAD (k/k#54651); one without it needs none of these."""
+    """A pod with IPv6 never waits for DAD (k/k#54651) and asks no router.
+
+    Its router solicitation would leave a neighbour entry on the node, one per pod, and those count
+    machine-wide. One without IPv6 needs none of these.
+    """
     if 6 in set(families):
         return (
+            ("net/ipv6/conf/default/accept_ra", "0"),
             ("net/ipv6/conf/default/accept_dad", "0"),
             ("net/ipv6/conf/default/dad_transmits", "0"),
         )

@@ -133,12 +133,26 @@ def up(spec: LabSpec, progress: Progress = lambda _: None) -> bool:
             _reconcile(paths, spec)
             return False
         _preflight()
-        paths.create()
-        _clear_leftovers(paths)
-        if spec.state_dir:
-            Path(spec.state_dir).mkdir(mode=0o700, parents=True, exist_ok=True)
-        _launch(paths, spec, progress)
+        fresh = not paths.root.exists()
+        try:
+            paths.create()
+            _clear_leftovers(paths)
+            if spec.state_dir:
+                Path(spec.state_dir).mkdir(mode=0o700, parents=True, exist_ok=True)
+            _launch(paths, spec, progress)
+        except BaseException:
+            _undo(paths, fresh)
+            raise
         return True
+
+
+def _undo(paths: LabPaths, fresh: bool) -> None:
+    """No half of a lab is left; the folder of one that ran before keeps what it kept."""
+    identity = holder_of(paths)
+    if identity is not None:
+        _kill(identity, paths.root.name)
+    if fresh and paths.root.exists():
+        remove_tree(paths.root)
 
 
 def _preflight() -> None:
@@ -268,8 +282,7 @@ def _wait_started(read_end: int, paths: LabPaths, progress: Progress) -> None:
                 break
     tail = (paths.logs / "holder.log").read_text(errors="replace").strip().splitlines()[-3:]
     raise LabError(
-        f"lab {paths.root.name}: did not start; {paths.logs / 'holder.log'} ends with: "
-        + " | ".join(tail)
+        f"lab {paths.root.name}: did not start; the holder's log ends with: " + " | ".join(tail)
     )
 
 

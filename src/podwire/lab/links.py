@@ -143,9 +143,10 @@ def render(pairs: list[tuple[NodeSpec, NodeSpec, Impairment]]) -> str:
             match = f'iifname "n{near.number}" oifname "n{far.number}"'
             if what.down:
                 lines.append(f"\t\t{match} counter drop")
-            if what.loss_percent:
-                threshold = round(what.loss_percent * 100)
-                lines.append(f"\t\t{match} numgen random mod 10000 < {threshold} counter drop")
+            if threshold := round(what.loss_percent * 100):
+                # nft refuses `< 10000`: nothing mod 10000 is that large.
+                some = f"numgen random mod 10000 < {threshold} " if threshold < 10000 else ""
+                lines.append(f"\t\t{match} {some}counter drop")
             if what.queued:
                 lines.append(f"\t\t{match} meta priority set {_HTB_MAJOR}:{near.number:x}")
     lines += ["\t}", "}"]
