@@ -33,8 +33,11 @@ from typing import Final, Literal
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from labs import components, run_directory, running_lab
 from lib import paired, print_result
+from podwire import Lab
 from podwire.kernel import guard, libc
+from podwire.lab.manifests import Document
 
 Metric = Literal["tcp_1", "tcp_8", "udp", "tcp_rr"]
 METRICS: Final[tuple[Metric, ...]] = ("tcp_1", "tcp_8", "udp", "tcp_rr")
@@ -205,6 +208,40 @@ def _run(command: list[str]) -> None:
         raise SystemExit(f"{shlex.join(command)}: {done.stderr.decode().strip()}")
 
 
+# --- ours ---------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def lab_world(kind: Kind) -> Iterator[World]:
+    """The same pods in a podwire lab: stand-ins without a port, so that every port is free."""
+    wanted = {"client": "node-1", "near": "node-1", "far": "node-2"}
+    documents = [Document("benchmark", _pod(name, node)) for name, node in wanted.items()]
+    options = {"network": kind.mode, "overlay": kind.overlay}
+    with run_directory(), running_lab("throughput", 2, **options) as lab:
+        lab.apply_documents(documents)
+        holder = components(lab)["holder"]
+        yield World(**{name: _place(lab, holder, name) for name in wanted})
+
+
+def _pod(name: str, node: str) -> dict[str, object]:
+    containers = [{"name": "main", "image": "example.com/standin"}]
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": name},
+        "spec": {"nodeName": node, "containers": containers},
+    }
+
+
+def _place(lab: Lab, holder: int, name: str) -> Place:
+    """A pod's pin as the holder sees it; the sandbox's id is in the kubelet's record."""
+    pod = lab.pod(name).object
+    folder = lab.paths.volatile(pod.spec.node_name) / "pods" / pod.metadata.uid
+    record = Path(f"/proc/{holder}/root{folder}/sandbox.json")
+    sandbox: str = json.loads(record.read_text())["id"]
+    return Place(holder, str(lab.paths.pod_pins / sandbox), pod.status.pod_ip)
+
+
 # --- measuring ----------------------------------------------------------------------------------
 
 
@@ -334,7 +371,7 @@ def compare(
     return figures
 
 
-WORLDS: Final[dict[str, WorldFactory]] = {"hand": hand_built}
+WORLDS: Final[dict[str, WorldFactory]] = {"hand": hand_built, "lab": lab_world}
 
 
 def main() -> None:
