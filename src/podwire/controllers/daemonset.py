@@ -9,18 +9,18 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import msgspec
 
 from podwire.client import Change
 from podwire.controllers import history
-from podwire.controllers.podcontrol import PodTemplate, is_namespace_going
+from podwire.controllers.cluster import Cluster
+from podwire.controllers.podcontrol import PodTemplate
 from podwire.controllers.podowner import PodOwner
 from podwire.controllers.podstate import available_in_s
 from podwire.controllers.rollout import scaled
 from podwire.controllers.scheduling import node_affinity_fits, untolerated
-from podwire.controllers.views import Pod, PodSpec, raw
+from podwire.controllers.views import Pod, PodSpec
 from podwire.objects import kinds
 from podwire.objects.apps import DaemonSet, RollingUpdate
 from podwire.objects.core import Node, Taint
@@ -241,7 +241,7 @@ class DaemonSetController(PodOwner[DaemonSet]):
     kind = kinds.DAEMON_SET
     component = "daemonset-controller"
 
-    def __init__(self, cluster: Any) -> None:
+    def __init__(self, cluster: Cluster) -> None:
         super().__init__(cluster)
         cluster.owned(kinds.CONTROLLER_REVISION)
         self._nodes: Mapping[Key, Node] = cluster.informer(kinds.NODE).objects
@@ -274,10 +274,7 @@ class DaemonSetController(PodOwner[DaemonSet]):
         update = revisions.update.metadata.labels.get(history.HASH_LABEL, "")
         nodes = list(self._nodes.values())
         plan = plan_daemon_set(obj, pods, nodes, update, self.cluster.now())
-        was = raw(obj.status)
-        changed = {k: v for k, v in plan.status.items() if was.get(k, 0) != v}
-        if changed:
-            await self.cluster.patch_status(self.kind, obj, changed)
+        await self.write_status(obj, obj.status, plan.status)
         waiting_s = self.expectations.pending_s(obj.metadata.uid)
         if waiting_s is not None:
             return waiting_s
@@ -309,6 +306,4 @@ class DaemonSetController(PodOwner[DaemonSet]):
         bodies = [
             PodTemplate(pinned(template, node), owner).generated(prefix) for node in plan.create
         ]
-        error = await self.control.create(owner, bodies)
-        if error is not None and not is_namespace_going(error):
-            raise error
+        await self.control.create_all(owner, bodies)

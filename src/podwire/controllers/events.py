@@ -25,6 +25,8 @@ _SIMILAR, _SIMILAR_S = 10, 600.0
 _REMEMBERED = 4096
 _MAX_DELAY_S = 5.0
 _WRITERS = 4
+# What a server that does not answer may leave waiting here; the oldest goes.
+_MAX_WAITING = 8192
 
 
 class _Said(NamedTuple):
@@ -92,7 +94,7 @@ class EventWriter:
         self._quiet_s = quiet_s
         self._limits = EventLimits()
         self._recorders: dict[str, EventRecorder] = {}
-        self._queue: deque[_Said] = deque()
+        self._queue: deque[_Said] = deque(maxlen=_MAX_WAITING)
         self._wake = asyncio.Event()
         self._first = 0.0
         self._last = 0.0

@@ -18,7 +18,8 @@ from dataclasses import dataclass, field
 
 from podwire.client import Change
 from podwire.controllers.cluster import Cluster
-from podwire.controllers.podcontrol import PodTemplate, is_namespace_going, random_name
+from podwire.controllers.conditions import Board
+from podwire.controllers.podcontrol import PodTemplate, random_name
 from podwire.controllers.podowner import PodOwner
 from podwire.controllers.podstate import is_active, since_s
 from podwire.controllers.views import POD, Pod, raw
@@ -145,12 +146,12 @@ def plan_job(job: Job, pods: Sequence[Pod], now: dt.datetime) -> JobPlan:
     if job.finished or job.deleting:
         plan.delete = counts.active if job.finished else []
         return plan
-    board = _Conditions(plan.conditions, now)
+    board = Board(plan.conditions, now, looked="last_probe_time")
     _suspend(job, plan, board)
     verdict = _verdict(job, counts, now)
     if verdict is not None:
         plan.delete = counts.active
-        _finish(job, plan, board, verdict, counts, now)
+        _finish(plan, board, verdict, counts)
     elif job.spec.suspend:
         plan.delete = counts.active
     else:
@@ -235,27 +236,20 @@ def _restarts_exceeded(job: Job, counts: Counts, limit: int) -> bool:
     return restarts > 0 if limit == 0 else restarts >= limit
 
 
-def _suspend(job: Job, plan: JobPlan, board: _Conditions) -> None:
+def _suspend(job: Job, plan: JobPlan, board: Board) -> None:
     now = format_time(board.now)
     if job.spec.suspend:
         if board.put("Suspended", "True", "JobSuspended", "Job suspended"):
             plan.status["startTime"] = None
         return
-    if board.status("Suspended") == "True":
+    if (said := board.get("Suspended")) is not None and said.status == "True":
         board.put("Suspended", "False", "JobResumed", "Job resumed")
         plan.status["startTime"] = now
     elif job.status.start_time is None:
         plan.status["startTime"] = now
 
 
-def _finish(
-    job: Job,
-    plan: JobPlan,
-    board: _Conditions,
-    verdict: _Verdict,
-    counts: Counts,
-    now: dt.datetime,
-) -> None:
+def _finish(plan: JobPlan, board: Board, verdict: _Verdict, counts: Counts) -> None:
     board.put(verdict.target, "True", verdict.reason, verdict.message)
     uncounted = plan.status["uncountedTerminatedPods"]
     if counts.active or counts.terminating or any(uncounted.values()):
@@ -263,7 +257,7 @@ def _finish(
     board.put(verdict.condition, "True", verdict.reason, verdict.message)
     plan.outcome = verdict.condition
     if verdict.condition == "Complete":
-        plan.status["completionTime"] = format_time(now)
+        plan.status["completionTime"] = format_time(board.now)
 
 
 def _manage(job: Job, counts: Counts, plan: JobPlan, now: dt.datetime) -> None:
@@ -307,30 +301,6 @@ def _backoff_s(counts: Counts, now: dt.datetime) -> float:
         return 0.0
     delay: float = min(_BACKOFF_S * 2.0 ** (failures - 1), _MAX_BACKOFF_S)
     return max(0.0, delay - since_s(last, now))
-
-
-@dataclass
-class _Conditions:
-    conditions: list[TimedCondition]
-    now: dt.datetime
-
-    def status(self, kind: str) -> str:
-        return next((c.status for c in self.conditions if c.type == kind), "")
-
-    def put(self, kind: str, status: str, reason: str, message: str) -> bool:
-        if self.status(kind) == status:
-            return False
-        now = format_time(self.now)
-        fresh = TimedCondition(
-            type=kind,
-            status=status,
-            reason=reason,
-            message=message,
-            last_probe_time=now,
-            last_transition_time=now,
-        )
-        self.conditions = [c for c in self.conditions if c.type != kind] + [fresh]
-        return True
 
 
 # --- pods -----------------------------------------------------------------------------------------
@@ -442,9 +412,7 @@ class JobController(PodOwner[Job]):
             body = template.generated(prefix)
             body["metadata"].setdefault("name", random_name(prefix))
             bodies.append(body)
-        error = await self.control.create(owner, bodies)
-        if error is not None and not is_namespace_going(error):
-            raise error
+        await self.control.create_all(owner, bodies)
 
     async def _release(self, pod: Pod) -> None:
         left = [f for f in pod.metadata.finalizers if f != FINALIZER]

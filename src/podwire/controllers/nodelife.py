@@ -17,6 +17,7 @@ from collections.abc import Sequence
 
 from podwire.client import Change, PatchType, WorkQueue
 from podwire.controllers.cluster import Cluster
+from podwire.controllers.conditions import disruption_target
 from podwire.controllers.podstate import condition
 from podwire.controllers.scheduling import tolerates
 from podwire.controllers.views import POD, Pod
@@ -250,13 +251,11 @@ class NodeLifecycle:
         self._cluster.events.say(
             "taint-eviction-controller", POD, pod, "Normal", "TaintManagerEviction", text
         )
-        target = {
-            "type": "DisruptionTarget",
-            "status": "True",
-            "reason": "DeletionByTaintManager",
-            "message": "Taint manager: deleting due to NoExecute taint",
-            "lastTransitionTime": format_time(self._cluster.now()),
-        }
+        target = disruption_target(
+            "DeletionByTaintManager",
+            "Taint manager: deleting due to NoExecute taint",
+            self._cluster.now(),
+        )
         body = {"conditions": [target]}
         await self._cluster.patch_status(POD, pod, body, PatchType.STRATEGIC)
         await self._cluster.delete(POD, pod)

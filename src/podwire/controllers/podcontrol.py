@@ -174,6 +174,12 @@ class PodControl:
         self._report(owner, failed[0])
         return failed[0]
 
+    async def create_all(self, owner: Owner, bodies: Sequence[JsonObject]) -> None:
+        """`create`, raising what was refused, unless the whole namespace is on its way out."""
+        error = await self.create(owner, bodies)
+        if error is not None and not is_namespace_going(error):
+            raise error
+
     async def _create_some(
         self, owner: Owner, pending: Iterator[JsonObject], failed: list[ApiError]
     ) -> None:

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from podwire.client import Change, PatchType, WorkQueue
 from podwire.controllers.cluster import Cluster
+from podwire.controllers.conditions import disruption_target
 from podwire.controllers.views import POD, Pod
 from podwire.errors import NotFoundError
 from podwire.objects import kinds
 from podwire.objects.core import Node
-from podwire.objects.meta import Key, format_time
+from podwire.objects.meta import Key
 
 _COMPONENT = "pod-garbage-collector"
 # A pod may be bound before its node has registered (40 s upstream, where nodes boot slowly).
@@ -70,13 +71,9 @@ class PodGarbage:
 
     async def _force(self, pod: Pod) -> None:
         if not pod.finished:
-            target = {
-                "type": "DisruptionTarget",
-                "status": "True",
-                "reason": "DeletionByPodGC",
-                "message": "PodGC: node no longer exists",
-                "lastTransitionTime": format_time(self._cluster.now()),
-            }
+            target = disruption_target(
+                "DeletionByPodGC", "PodGC: node no longer exists", self._cluster.now()
+            )
             body = {"phase": "Failed", "conditions": [target]}
             await self._cluster.patch_status(POD, pod, body, PatchType.STRATEGIC)
         await self._cluster.delete(POD, pod, grace_period_s=0)

@@ -13,8 +13,8 @@ from podwire.client import Change, WorkQueue
 from podwire.controllers.claims import apply_claims, plan_claims
 from podwire.controllers.cluster import Cluster
 from podwire.controllers.podcontrol import Expectations, Owner, PodControl
-from podwire.controllers.views import POD, Pod
-from podwire.objects.meta import Key, Kind, LabelSelector, T
+from podwire.controllers.views import POD, Pod, raw
+from podwire.objects.meta import JsonObject, Key, Kind, LabelSelector, T, View
 
 # Passes cost in proportion to the pods owned, so that bigger owners are looked at less often.
 _SETTLE_PER_POD_S = 1e-4
@@ -67,6 +67,13 @@ class PodOwner(Generic[T]):
         if await apply_claims(self.cluster, self.owner(obj), POD, claims):
             return None
         return claims.kept
+
+    async def write_status(self, obj: T, was: View, status: JsonObject) -> None:
+        """Write the numbers and names of `status` that differ from `was`, the status as read."""
+        known = raw(was)
+        changed = {k: v for k, v in status.items() if known.get(k, type(v)()) != v}
+        if changed:
+            await self.cluster.patch_status(self.kind, obj, changed)
 
     async def _reconcile(self, key: Key) -> float | None:
         obj = self.objects.get(key)

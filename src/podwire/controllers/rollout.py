@@ -14,10 +14,10 @@ from typing import Any
 
 import msgspec
 
+from podwire.controllers.conditions import Board
 from podwire.controllers.podstate import condition, since_s
 from podwire.objects.apps import Deployment, ReplicaSet, RollingUpdate, TimedCondition
 from podwire.objects.core import Condition
-from podwire.objects.meta import format_time
 
 REVISION = "deployment.kubernetes.io/revision"
 REVISION_HISTORY = "deployment.kubernetes.io/revision-history"
@@ -290,7 +290,7 @@ def plan_status(
 ) -> Status:
     """`note` is a Progressing condition of this very pass (a set created, found, refused)."""
     numbers = status_numbers(d, new, sets)
-    board = _Board(list(d.status.conditions), now)
+    board = Board(list(d.status.conditions), now)
     least = d.spec.replicas - fenceposts(d)[1]
     if numbers["availableReplicas"] >= least:
         board.put(
@@ -314,7 +314,7 @@ def plan_status(
 
 
 def _progress(
-    d: Deployment, new: ReplicaSet | None, numbers: dict[str, int], board: _Board
+    d: Deployment, new: ReplicaSet | None, numbers: dict[str, int], board: Board
 ) -> float | None:
     deadline = d.spec.progress_deadline_seconds
     if deadline == _NO_DEADLINE:
@@ -369,44 +369,10 @@ def _moved(d: Deployment, numbers: Mapping[str, int]) -> bool:
     )
 
 
-def _failure(sets: Sequence[ReplicaSet], board: _Board) -> None:
+def _failure(sets: Sequence[ReplicaSet], board: Board) -> None:
     for s in reversed(by_age(sets)):
         failed: Condition | None = condition(s.status.conditions, "ReplicaFailure")
         if failed is not None:
             board.put("ReplicaFailure", failed.status, failed.reason, failed.message)
             return
     board.drop("ReplicaFailure")
-
-
-@dataclass
-class _Board:
-    """Conditions being changed; times move only when the state does."""
-
-    conditions: list[TimedCondition]
-    now: dt.datetime
-
-    def get(self, kind: str) -> TimedCondition | None:
-        return next((c for c in self.conditions if c.type == kind), None)
-
-    def drop(self, kind: str) -> None:
-        self.conditions = [c for c in self.conditions if c.type != kind]
-
-    def put(
-        self, kind: str, status: str, reason: str, message: str, *, touch: bool = False
-    ) -> None:
-        old = self.get(kind)
-        same = old is not None and (old.status, old.reason) == (status, reason)
-        if old and same and not touch and (kind != "ReplicaFailure" or old.message == message):
-            return
-        now = format_time(self.now)
-        fresh = TimedCondition(
-            type=kind,
-            status=status,
-            reason=reason,
-            message=message,
-            last_update_time=now,
-            last_transition_time=(
-                old.last_transition_time if old and old.status == status else now
-            ),
-        )
-        self.conditions = [c for c in self.conditions if c.type != kind] + [fresh]

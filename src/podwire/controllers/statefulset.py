@@ -12,10 +12,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from podwire.controllers import history
-from podwire.controllers.podcontrol import PodTemplate, is_namespace_going
+from podwire.controllers.cluster import Cluster
+from podwire.controllers.podcontrol import PodTemplate
 from podwire.controllers.podowner import PodOwner
 from podwire.controllers.podstate import available_in_s
-from podwire.controllers.views import Pod, raw
+from podwire.controllers.views import Pod
 from podwire.errors import AlreadyExistsError
 from podwire.objects import kinds
 from podwire.objects.apps import StatefulSet
@@ -225,7 +226,7 @@ class StatefulSetController(PodOwner[StatefulSet]):
     kind = kinds.STATEFUL_SET
     component = "statefulset-controller"
 
-    def __init__(self, cluster: Any) -> None:
+    def __init__(self, cluster: Cluster) -> None:
         super().__init__(cluster)
         cluster.owned(kinds.CONTROLLER_REVISION)
 
@@ -248,7 +249,7 @@ class StatefulSetController(PodOwner[StatefulSet]):
         pods = [p for p in pods if ordinal_of(obj, p) is not None]
         plan = plan_stateful_set(obj, pods, current, update, self.cluster.now())
         waiting_s = self.expectations.pending_s(obj.metadata.uid)
-        await self._write_status(obj, plan)
+        await self.write_status(obj, obj.status, plan.status)
         if waiting_s is not None:
             return waiting_s
         await self._apply(obj, plan, revisions)
@@ -267,10 +268,8 @@ class StatefulSetController(PodOwner[StatefulSet]):
             await self._ensure_claims(obj, create.ordinal)
             bodies.append(pod_body(obj, PodTemplate(template, owner), create))
         if bodies:
-            error = await self.control.create(owner, bodies)
             # A pod of that name that is not ours, or ours not seen yet: look again later.
-            if error is not None and not is_namespace_going(error):
-                raise error
+            await self.control.create_all(owner, bodies)
         if plan.delete:
             await self.control.delete(owner, plan.delete)
 
@@ -293,9 +292,3 @@ class StatefulSetController(PodOwner[StatefulSet]):
                 await self.cluster.api.create(CLAIM, body, obj.metadata.namespace)
             except AlreadyExistsError:
                 continue
-
-    async def _write_status(self, obj: StatefulSet, plan: StatefulSetPlan) -> None:
-        was = raw(obj.status)
-        changed = {k: v for k, v in plan.status.items() if was.get(k, type(v)()) != v}
-        if changed:
-            await self.cluster.patch_status(self.kind, obj, changed)
