@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 import msgspec
 
+import podwire
 from podwire.cli.output import (
     lab_option,
     output_option,
@@ -18,10 +19,13 @@ from podwire.cli.output import (
 )
 from podwire.errors import UsageError
 from podwire.explain.plan import parse_plan
-from podwire.lab import Lab, kubeconfig, launch, manifests
+from podwire.lab import kubeconfig, launch, manifests
 from podwire.lab import spec as specs
 from podwire.lab.spec import LabSpec
-from podwire.lab.waiting import Readiness
+
+if TYPE_CHECKING:
+    from podwire.lab import Lab
+    from podwire.lab.waiting import Readiness
 
 # Flags that are fields of `LabSpec`; one that is not given leaves the remembered value.
 _SPEC_FLAGS = (
@@ -89,9 +93,10 @@ def up(name: str | None, lab: str | None, files: tuple[str, ...], **options: Any
     documents = manifests.load(files)
     spec = _spec(name or lab or launch.choose(None), options)
     timeout_s = parse_duration(options["wait"])
-    target = Lab.from_spec(spec)
     with progress(f"lab {spec.name}: building") as say:
-        built = target.up(lambda step: say(f"lab {spec.name}: {step}"))
+        built = launch.up(spec, lambda step: say(f"lab {spec.name}: {step}"))
+        target = podwire.Lab.from_spec(spec)
+        target.wait_nodes()
         if options["merge"]:
             _merge_kubeconfig(target)
         if documents:
@@ -235,7 +240,7 @@ def down(name: str | None, lab: str | None, everything: bool) -> None:
 def status(name: str | None, lab: str | None, output: str) -> None:
     """Tell the health of every component and node."""
     chosen = launch.choose(name or lab)
-    found = Lab(chosen).status()
+    found = podwire.Lab(chosen).status()
     if print_structured(found, output):
         return
     click.echo(
@@ -251,7 +256,7 @@ def status(name: str | None, lab: str | None, output: str) -> None:
             for c in found.components
         ],
     )
-    print_nodes(Lab(chosen))
+    print_nodes(podwire.Lab(chosen))
     for line in found.published:
         click.echo(f"published {line}")
     for impairment in found.impairments:
@@ -271,7 +276,7 @@ def node() -> None:
 @lab_option
 def node_add(name: str, zone: str, lab: str | None) -> None:
     """Add a node and wait until it is Ready."""
-    added = Lab(launch.choose(lab)).add_node(name, zone)
+    added = podwire.Lab(launch.choose(lab)).add_node(name, zone)
     click.echo(f"node/{added} added")
 
 
@@ -282,7 +287,7 @@ def node_remove(name: str, lab: str | None) -> None:
     """Remove a node, as `kubectl delete node` does."""
     from podwire.objects import kinds
 
-    target = Lab(launch.choose(lab))
+    target = podwire.Lab(launch.choose(lab))
     launch.require_running(target.name)
     target.call(lambda api: api.delete(kinds.NODE, name))
     click.echo(f"node/{name} removed")
@@ -298,7 +303,7 @@ def link(a: str, b: str, impairment: tuple[str, ...], lab: str | None, output: s
     """Impair the link between nodes A and B: up, down, loss 5%, rate 10mbit, delay 50ms."""
     name = launch.choose(lab)
     launch.require_running(name)
-    found = Lab(name).link(a, b, *impairment)
+    found = podwire.Lab(name).link(a, b, *impairment)
     if not print_structured(found, output):
         click.echo(f"link {a} {b}: {' '.join(impairment)}")
 
@@ -309,7 +314,7 @@ def link(a: str, b: str, impairment: tuple[str, ...], lab: str | None, output: s
 def publish(publish: str, lab: str | None) -> None:
     """Relay a loopback port of this machine into the lab: [HOST:]PORT:TARGET."""
     name = launch.choose(lab)
-    port = Lab(name).publish(publish)
+    port = podwire.Lab(name).publish(publish)
     click.echo(f"127.0.0.1:{port} -> {specs.parse_publish(publish).target}")
 
 

@@ -11,12 +11,14 @@ import fcntl
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from podwire.apiserver.pki import Pki
 from podwire.errors import LabError
+
+if TYPE_CHECKING:
+    from podwire.apiserver.pki import Pki
 
 _SECTIONS = ("clusters", "users", "contexts")
 

@@ -95,6 +95,11 @@ class Lab:
         spread over all of them.
         """
         built = launch.up(self._spec, progress)
+        self.wait_nodes()
+        return built
+
+    def wait_nodes(self) -> None:
+        """Return when the API server answers and every node is Ready."""
         names = [node.name for node in self.spec.nodes]
 
         async def wait(api: Api) -> None:
@@ -102,7 +107,6 @@ class Lab:
             await waiting.wait_nodes(api, names, _DEFAULT_WAIT_S)
 
         self.call(wait)
-        return built
 
     def down(self) -> bool:
         return launch.down(self.name)

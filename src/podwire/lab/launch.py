@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import importlib
 import os
 import selectors
 import signal
@@ -21,7 +22,6 @@ from pathlib import Path
 
 import msgspec
 
-from podwire.apiserver.pki import ensure_pki
 from podwire.errors import KernelError, LabError, LabExistsError, LabNotFoundError, UsageError
 from podwire.kernel import guard, proc
 from podwire.kernel.files import remove_tree
@@ -223,11 +223,15 @@ def _launch(paths: LabPaths, spec: LabSpec, progress: Progress) -> None:
             )
         os.close(write_end)
         try:
-            # Keys and kubeconfig are made while the holder imports.
+            # Keys and kubeconfig are made while the holder imports; so is what will speak to the
+            # API server, which is a quarter of a second of a command line's life.
+            from podwire.apiserver.pki import ensure_pki
+
             pki = ensure_pki(
                 paths.state(spec.state_dir) / "pki", addresses=_certificate_hosts(spec)
             )
             kubeconfig.write(paths.kubeconfig, kubeconfig.render(spec.name, port, pki))
+            importlib.import_module("podwire.lab.lab")
             _wait_started(read_end, paths, progress)
         finally:
             os.close(read_end)

@@ -13,15 +13,19 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import yaml
 
-from podwire.client import Api, PatchType
 from podwire.errors import AlreadyExistsError, ApiError, NotFoundError, PodwireError, UsageError
 from podwire.objects.meta import JsonObject
 
+if TYPE_CHECKING:
+    # Manifests are read before anything is built; the HTTP client loads while the holder starts.
+    from podwire.client import Api
+
+_MERGE_PATCH = "application/merge-patch+json"
 LAST_APPLIED = "kubectl.kubernetes.io/last-applied-configuration"
 _SUFFIXES = (".yaml", ".yml", ".json")
 # What others lean on goes first; workloads last, so that they find their configuration.
@@ -260,7 +264,7 @@ class Applier:
             item,
             query={"fieldValidation": "Strict"},
             body=patch,
-            content_type=PatchType.MERGE.value,
+            content_type=_MERGE_PATCH,
         )
         after = msgspec.json.decode(answer)
         same = after["metadata"]["resourceVersion"] == live["metadata"]["resourceVersion"]
