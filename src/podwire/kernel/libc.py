@@ -6,6 +6,7 @@ Every function acts on the calling thread or process exactly as the system call 
 from __future__ import annotations
 
 import ctypes
+import functools
 import os
 from typing import Final
 
@@ -61,6 +62,7 @@ def _check(result: int, what: str) -> None:
         raise KernelError(what, errno=ctypes.get_errno())
 
 
+@functools.cache
 def _flag_names(flags: int) -> str:
     names = [name for name, bit in globals().items() if name.startswith("CLONE_") and flags & bit]
     return "|".join(names) or hex(flags)

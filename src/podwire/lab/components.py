@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import signal
 from collections.abc import Coroutine
@@ -30,6 +31,9 @@ from podwire.runtime.oci import OciRuntime
 from podwire.runtime.standin import StandinConfig
 from podwire.runtime.standin import main as standin_main
 
+# Requests and events make many objects and few cycles: the default (700, 10, 10) spends a fifth of
+# a busy component's time looking for them.
+_GC_THRESHOLD = (20_000, 20, 50)
 _NODE_LABELS = {
     "kubernetes.io/os": "linux",
     "beta.kubernetes.io/os": "linux",
@@ -46,6 +50,8 @@ def _run(main: Coroutine[Any, Any, int | None]) -> None:
             return await task or 0
         return 0
 
+    gc.freeze()
+    gc.set_threshold(*_GC_THRESHOLD)
     logging.basicConfig(
         level=logging.INFO,
         format="%(asctime)s %(name)s %(levelname)s %(message)s",
