@@ -27,8 +27,8 @@ from podwire.apiserver.app import ApiServer, ServerConfig
 BOUTIQUE = Path("/work/shared/samples/online-boutique/kubernetes-manifests.yaml")
 SHARED = Path(__file__).parents[3] / "shared/samples/online-boutique/kubernetes-manifests.yaml"
 TIMEOUT_S = 60
-TYPED_PROTOBUF = 32
-"""From this minor on typed Go clients send protobuf, which gets a 415 that says so."""
+WHOAMI = 28
+"""From this minor on `auth whoami` asks for the version that is stable."""
 
 
 def kubectls() -> list[Path]:
@@ -58,11 +58,13 @@ class Cluster:
         version = json.loads(self.run("version", "--client", "-o", "json"))
         return int(version["clientVersion"]["minor"])
 
-    def run(self, *words: str, check: bool = True, stdin: str | None = None) -> str:
+    def run(
+        self, *words: str, check: bool = True, stdin: str | None = None, **environment: str
+    ) -> str:
         """stdout and stderr together."""
         done = subprocess.run(
             [self.path, *words],
-            env=self._env,
+            env=self._env | environment,
             input=stdin,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -97,6 +99,13 @@ class Cluster:
 
     def set_status(self, path: str, status: dict[str, Any]) -> None:
         self.api("PATCH", f"{path}/status", {"status": status}, "merge-patch+json")
+
+
+def ends() -> pytest.MarkDecorator:
+    """For what hardly differs between versions: the oldest and the two newest."""
+    found = kubectls()
+    chosen = dict.fromkeys((*found[:1], *found[-2:]))
+    return pytest.mark.parametrize("cluster", chosen, indirect=True, ids=lambda path: path.name)
 
 
 @pytest.fixture(params=kubectls(), ids=lambda path: path.name)
@@ -252,8 +261,89 @@ def test_refusals(cluster: Cluster) -> None:
         "delete", "ns", "default", check=False
     )
     assert "doesn't have a resource type" in cluster.run("get", "gizmos", check=False)
-    if cluster.minor < TYPED_PROTOBUF:
-        assert cluster.run("auth", "can-i", "create", "pods").strip().endswith("yes")
+
+
+# Typed commands: from 1.32 on kubectl writes them in protobuf. What they print must end so.
+TYPED = {
+    "create ns team": "namespace/team created",
+    "-n team create configmap cfg --from-literal=a=b": "configmap/cfg created",
+    "-n team create secret generic s --from-literal=p=w": "secret/s created",
+    "-n team create deployment web --image=nginx:1 --port=80": "deployment.apps/web created",
+    "-n team create service clusterip web --tcp=80:8080": "service/web created",
+    "-n team create sa robot": "serviceaccount/robot created",
+    "-n team create job once --image=busybox -- true": "job.batch/once created",
+    "-n team create cronjob tick --image=busybox --schedule=@daily": "cronjob.batch/tick created",
+    "-n team create role r --verb=get --resource=pods": "role.rbac.authorization.k8s.io/r created",
+    "-n team create ingress i --rule=a.b/*=web:80": "ingress.networking.k8s.io/i created",
+    "-n team create pdb p --selector=app=web --min-available=1": "p created",
+    "-n team run solo --image=nginx --port=80": "pod/solo created",
+    "-n team expose pod solo": "service/solo exposed",
+    "-n team set image deployment/web nginx=nginx:2": "image updated",
+    "-n team autoscale deployment web --max=4": "autoscaling/web autoscaled",
+    "auth can-i create pods": "yes",
+}
+
+
+@ends()
+def test_typed_commands(cluster: Cluster) -> None:
+    for command, said in TYPED.items():
+        assert cluster.run(*command.split()).strip().endswith(said), command
+    assert cluster.run("-n", "team", "create", "token", "robot").count(".") == 2
+    if cluster.minor >= WHOAMI:
+        assert "kubernetes-admin" in cluster.run("auth", "whoami")
+    secret = cluster.api("GET", "/api/v1/namespaces/team/secrets/s")
+    assert (secret["data"], secret["type"]) == ({"p": "dw=="}, "Opaque")
+    scaler = cluster.api("GET", "/apis/autoscaling/v2/namespaces/team/horizontalpodautoscalers/web")
+    assert (scaler["spec"]["minReplicas"], scaler["spec"]["maxReplicas"]) == (1, 4)
+
+
+@ends()
+def test_typed_writes_equal_json(cluster: Cluster) -> None:
+    command = ("create", "deployment", "web", "--image=nginx:1", "--replicas=0", "--port=80")
+    cluster.run(*command)
+    text = json.loads(cluster.run(*command, "--dry-run=client", "-o", "json"))
+    text["metadata"]["name"] = "json"
+    other = cluster.api("POST", "/apis/apps/v1/namespaces/default/deployments", text)
+    assert cluster.api("GET", WEB)["spec"] == other["spec"]
+
+
+@ends()
+def test_nodes(cluster: Cluster) -> None:
+    node = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": "node-1"}}
+    cluster.api("POST", "/api/v1/nodes", node)
+    cluster.run("create", "-f", "-", stdin=POD)
+    cluster.set_status(SOLO, RUNNING)
+    assert "node/node-1 tainted" in cluster.run("taint", "node", "node-1", "k=v:NoSchedule")
+    assert "node/node-1 cordoned" in cluster.run("cordon", "node-1")
+    assert "node/node-1 uncordoned" in cluster.run("uncordon", "node-1")
+    drained = cluster.run("drain", "node-1", "--force")
+    assert "pod/solo evicted" in drained
+    assert "node/node-1 drained" in drained
+    assert "SchedulingDisabled" in cluster.run("get", "nodes", "--no-headers")
+
+
+@ends()
+def test_everyday_commands(cluster: Cluster) -> None:
+    cluster.run("create", "configmap", "cfg", "--from-literal=a=one")
+    cluster.run("edit", "configmap", "cfg", EDITOR="sed -i s/one/two/")
+    assert cluster.run("get", "configmap", "cfg", "-o", "jsonpath={.data.a}") == "two"
+    live = cluster.run("get", "configmap", "cfg", "-o", "yaml")
+    assert "replaced" in cluster.run("replace", "-f", "-", stdin=live.replace("a: two", "a: three"))
+    raw = cluster.run("get", "--raw", "/api/v1/namespaces/default/configmaps/cfg")
+    assert json.loads(raw)["data"] == {"a": "three"}
+    applied = CONFIG_MAP.replace('"x"', '"%s", "labels": {"prune": "y"}')
+    cluster.run("apply", "-f", "-", stdin=applied % "one")
+    pruning = ("apply", "--prune", "-l", "prune=y", "--prune-allowlist=core/v1/ConfigMap")
+    assert "configmap/one pruned" in cluster.run(*pruning, "-f", "-", stdin=applied % "two")
+    assert "Periodic probe" in cluster.run("explain", "pod.spec.containers.livenessProbe")
+    assert "networkpolicies" in cluster.run("api-resources")
+    assert "v1.33" in cluster.run("version", "-o", "json")
+    assert "Kubernetes control plane is running" in cluster.run("cluster-info")
+    assert "Metrics API not available" in cluster.run("top", "nodes", check=False)
+    assert "No resources found" in cluster.run("get", "events")
+    names = cluster.run("get", "configmaps", "--sort-by=.metadata.name", "-o", "name").split()
+    assert names == ["configmap/cfg", "configmap/two"]
+    assert cluster.run("delete", "configmaps", "--all").count("deleted") == 2
 
 
 CRD = """

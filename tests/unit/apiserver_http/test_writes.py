@@ -161,10 +161,25 @@ async def test_patch_types(api: Api) -> None:
     assert "application/merge-patch+json" in refused["message"]
 
 
-async def test_protobuf_gets_a_clear_415(api: Api) -> None:
-    code, refused = await api.call(
-        "POST", MAPS, b"k8s\0", content="application/vnd.kubernetes.protobuf"
-    )
+PROTOBUF = "application/vnd.kubernetes.protobuf"
+# ConfigMap {metadata {name: "a"}, data {"k": "1"}} in its envelope.
+PROTOBUF_MAP = (
+    b"k8s\0\x0a\x0f\x0a\x02v1\x12\x09ConfigMap\x12\x0d\x0a\x03\x0a\x01a\x12\x06\x0a\x01k\x12\x011"
+)
+PROTOBUF_DELETE = b"k8s\0\x0a\x13\x0a\x02v1\x12\x0dDeleteOptions\x12\x05\x12\x03\x0a\x01x"
+
+
+async def test_protobuf_bodies_get_json_answers(api: Api) -> None:
+    code, made = await api.call("POST", MAPS, PROTOBUF_MAP, content=PROTOBUF)
+    assert (code, made["kind"], made["data"]) == (201, "ConfigMap", {"k": "1"})
+    code, refused = await api.call("DELETE", f"{MAPS}/a", PROTOBUF_DELETE, content=PROTOBUF)
+    assert (code, refused["reason"]) == (409, "Conflict")
+    assert "the UID in the precondition (x)" in refused["message"]
+    code, refused = await api.call("POST", PODS, PROTOBUF_MAP, content=PROTOBUF)
+    assert (code, refused["reason"]) == (400, "BadRequest")
+    code, refused = await api.call("PATCH", f"{MAPS}/a", PROTOBUF_MAP, content=PROTOBUF)
+    assert (code, refused["reason"]) == (415, "UnsupportedMediaType")
+    code, refused = await api.call("POST", MAPS, b"\xa0", content="application/cbor")
     assert (code, refused["reason"]) == (415, "UnsupportedMediaType")
 
 
