@@ -65,7 +65,7 @@ def cli() -> None:
 
 def main() -> NoReturn:
     try:
-        cli(standalone_mode=False)
+        cli(prog_name="podwire", standalone_mode=False)
     except click.exceptions.Exit as stop:
         sys.exit(stop.exit_code)
     except click.exceptions.Abort:
