@@ -6,11 +6,14 @@ The folder is on a short path because unix socket paths end at 107 bytes.
 from __future__ import annotations
 
 import os
+import re
 import stat
 from dataclasses import dataclass
 from pathlib import Path
 
-from podwire.errors import LabError
+from podwire.errors import LabError, UsageError
+
+_NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,30}[a-z0-9])?")
 
 
 def run_root() -> Path:
@@ -19,12 +22,22 @@ def run_root() -> Path:
     return Path(configured) if configured else Path(f"/tmp/podwire-{os.getuid()}")
 
 
+def check_name(name: str) -> None:
+    """Raise `UsageError` for what is not one DNS label: a name becomes a folder, a host, a key."""
+    if not _NAME.fullmatch(name):
+        raise UsageError(
+            f"lab name {name!r}: up to 32 of a-z, 0-9 and '-', not starting or ending with '-'"
+        )
+
+
 @dataclass(frozen=True)
 class LabPaths:
     root: Path
 
     @staticmethod
     def of(name: str) -> LabPaths:
+        """The one way from a name to a folder: `down` removes it, so `..` must never get here."""
+        check_name(name)
         return LabPaths(run_root() / name)
 
     @property

@@ -23,6 +23,7 @@ import msgspec
 
 from podwire.cni.config import Address, HairpinMode, Mode, Network, NetworkConfig, Overlay
 from podwire.errors import AddressError, UsageError
+from podwire.lab.paths import check_name
 
 IpFamily = Literal["ipv4", "ipv6", "dual"]
 ProbeDelays = Literal["standin", "manifest"]
@@ -59,8 +60,6 @@ API_PORT = 6443
 MAX_NODES = 198
 # VNI-wide limit of upstream's cidrset: node mask minus cluster mask.
 _MAX_IPV6_MASK_DIFF = 16
-
-_NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,30}[a-z0-9])?")
 
 
 class NodeSpec(msgspec.Struct, frozen=True):
@@ -233,10 +232,7 @@ def parse_publish(text: str) -> PublishSpec:
 
 def check(spec: LabSpec) -> None:
     """Raise `UsageError` or `AddressError` for a lab that cannot be."""
-    if not _NAME.fullmatch(spec.name):
-        raise UsageError(
-            f"lab name {spec.name!r}: up to 32 of a-z, 0-9 and '-', not starting or ending with '-'"
-        )
+    check_name(spec.name)
     names = [node.name for node in spec.nodes]
     if len(set(names)) != len(names):
         raise UsageError(f"lab {spec.name}: two nodes have one name")
