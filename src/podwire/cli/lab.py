@@ -132,7 +132,12 @@ def _spec(name: str, options: dict[str, Any]) -> LabSpec:
     given |= {field: options[field] for field in _SPEC_FLAGS if options[field]}
     if state:
         given["state_dir"] = state
-    count = options["nodes"] or given.pop("nodes", 0) or len(base.nodes) or 1
+    planned = given.pop("nodes", 0)
+    count = options["nodes"]
+    if count is None:
+        count = planned or len(base.nodes) or 1
+    if count < 1:
+        raise UsageError(f"--nodes {count}: a lab has between 1 and {specs.MAX_NODES} nodes")
     zones = tuple(zone for zone in (options["zones"] or "").split(",") if zone)
     return msgspec.structs.replace(
         base,

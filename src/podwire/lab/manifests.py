@@ -80,7 +80,26 @@ class Applied:
 
 def load(paths: Sequence[str | Path]) -> list[Document]:
     """Every object in the files, folders (recursively) and `-` (standard input), in order."""
-    return [document for path in paths for document in _load_path(str(path))]
+    documents = [document for path in paths for document in _load_path(str(path))]
+    refuse_duplicates(documents)
+    return documents
+
+
+def refuse_duplicates(documents: Iterable[Document], namespace: str = "default") -> None:
+    """Raise `UsageError` where two documents are one object: which of them wins would be chance."""
+    seen: dict[tuple[str, str, str, str], str] = {}
+    for document in documents:
+        if not document.name:
+            continue  # generateName
+        scope = str((document.obj.get("metadata") or {}).get("namespace") or namespace)
+        group = document.api_version.rpartition("/")[0]
+        identity = (group, document.kind, scope, document.name)
+        if identity in seen:
+            raise UsageError(
+                f"{document.origin}: {document.kind} {scope}/{document.name}: "
+                f"is already in {seen[identity]}; keep one of them"
+            )
+        seen[identity] = document.origin
 
 
 def _load_path(path: str) -> Iterator[Document]:
@@ -166,6 +185,7 @@ class Applier:
 
     async def apply(self, documents: Sequence[Document]) -> list[Applied]:
         """Create or update all, in dependency order; every failure is collected, then raised."""
+        refuse_duplicates(documents, self._namespace)
         done: list[Applied | BaseException] = []
         for stage in _stages(documents):
             done += await asyncio.gather(*map(self._apply_one, stage), return_exceptions=True)

@@ -21,7 +21,15 @@ from typing import Literal
 
 import msgspec
 
-from podwire.cni.config import Address, HairpinMode, Mode, Network, NetworkConfig, Overlay
+from podwire.cni.config import (
+    VXLAN_OVERHEAD,
+    Address,
+    HairpinMode,
+    Mode,
+    Network,
+    NetworkConfig,
+    Overlay,
+)
 from podwire.errors import AddressError, UsageError
 from podwire.lab.paths import check_name
 
@@ -60,6 +68,8 @@ API_PORT = 6443
 MAX_NODES = 198
 # VNI-wide limit of upstream's cidrset: node mask minus cluster mask.
 _MAX_IPV6_MASK_DIFF = 16
+# The kernel's default for veth, of which the nodes' segment is made.
+_SEGMENT_MTU = 1500
 
 
 class NodeSpec(msgspec.Struct, frozen=True):
@@ -238,6 +248,19 @@ def check(spec: LabSpec) -> None:
         raise UsageError(f"lab {spec.name}: two nodes have one name")
     _check_sizes(spec)
     _check_overlaps(spec)
+    _check_mtu(spec)
+
+
+def _check_mtu(spec: LabSpec) -> None:
+    """What an IP stack must take at least, and what the nodes' segment can carry at most."""
+    least = 1280 if 6 in spec.families else 576
+    overhead = VXLAN_OVERHEAD[spec.families[0]] if spec.overlay == "vxlan" else 0
+    most = _SEGMENT_MTU - overhead
+    if spec.mtu and not least <= spec.mtu <= most:
+        raise UsageError(
+            f"--mtu {spec.mtu}: pods of an {spec.ip_family} lab"
+            f"{' with vxlan' if overhead else ''} have an MTU between {least} and {most}"
+        )
 
 
 def _check_sizes(spec: LabSpec) -> None:
