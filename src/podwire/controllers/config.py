@@ -20,7 +20,7 @@ class ControllerConfig:
     cluster_domain: str = "cluster.local"
     ca_text: str = ""
     """PEM; written to `kube-root-ca.crt` in every namespace when not empty."""
-    node_grace_s: float = 4.0
+    node_grace_s: float = 6.0
     """A node whose lease was not renewed for this long is unreachable."""
     settle_s: float = 0.02
     """Pod changes within this time are one pass of a workload controller."""

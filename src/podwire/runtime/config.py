@@ -32,8 +32,8 @@ class KubeletConfig:
     probe_delays: ProbeDelays = "standin"
     max_pods: int = 1100
     families: tuple[int, ...] = (4,)
-    lease_interval_s: float = 1.0
-    lease_duration_s: int = 4
+    lease_interval_s: float = 2.0
+    lease_duration_s: int = 6
     pod_workers: int = 32
     volatile_dir: Path | None = None
 
