@@ -121,7 +121,11 @@ def _load_path(path: str) -> Iterator[Document]:
     else:
         raise UsageError(f"{path}: no such file or folder")
     for file in files:
-        yield from parse(file.read_text(encoding="utf-8"), str(file))
+        try:
+            text = file.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise UsageError(f"{file}: not YAML: is not UTF-8 at byte {error.start}") from error
+        yield from parse(text, str(file))
 
 
 def parse(text: str, origin: str) -> Iterator[Document]:
@@ -154,6 +158,14 @@ def _documents(value: Any, origin: str) -> Iterator[Document]:
     for name in ("apiVersion", "kind"):
         if not isinstance(value.get(name), str) or not value[name]:
             raise UsageError(f"{origin}: Object '{name}' is missing")
+    metadata = value.get("metadata")
+    if metadata is not None and not isinstance(metadata, dict):
+        raise UsageError(f"{origin}: {document.kind}: metadata is not a map")
+    for name, given in (metadata or {}).items():
+        if name in ("name", "namespace", "generateName") and not isinstance(given, str | None):
+            raise UsageError(
+                f"{origin}: {document.kind}: metadata.{name} is not a string; quote it"
+            )
     if not document.name and not (value.get("metadata") or {}).get("generateName"):
         raise UsageError(f"{origin}: {document.kind}: metadata.name is missing")
     yield document
@@ -366,7 +378,8 @@ def three_way_patch(last: JsonObject, new: JsonObject, live: JsonObject) -> Json
     patch: JsonObject = {}
     for key, value in new.items():
         if key not in live:
-            patch[key] = value
+            if value is not None:  # null and absent are one
+                patch[key] = value
         elif isinstance(value, dict) and isinstance(live[key], dict):
             before = last.get(key)
             inner = three_way_patch(before if isinstance(before, dict) else {}, value, live[key])
@@ -375,7 +388,7 @@ def three_way_patch(last: JsonObject, new: JsonObject, live: JsonObject) -> Json
         elif isinstance(value, list) and isinstance(live[key], list):
             if not _covers(live[key], value):
                 patch[key] = value
-        elif value != live[key] and not (value is None and key not in live):
+        elif value != live[key]:
             patch[key] = value
     for key in last:
         if key not in new and key in live:

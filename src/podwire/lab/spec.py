@@ -233,7 +233,11 @@ def parse_publish(text: str) -> PublishSpec:
     port = int(match["port"])
     if not 0 <= port <= 65535:
         raise UsageError(f"--publish {text}: port {port} is not between 0 and 65535")
-    if not ip_address(host).is_loopback:
+    try:
+        loopback = ip_address(host).is_loopback
+    except ValueError as error:
+        raise UsageError(f"--publish {text}: {error}") from error
+    if not loopback:
         raise UsageError(
             f"--publish {text}: {host} is not a loopback address; labs stay on the host"
         )
