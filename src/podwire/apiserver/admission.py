@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from podwire.apiserver.context import Context
 from podwire.apiserver.registry import Resource
 from podwire.apiserver.request import User, not_found
+from podwire.apiserver.strategy import generated_name
 from podwire.errors import Cause, ForbiddenError
 from podwire.objects.meta import JsonObject, Key
 
@@ -46,6 +47,23 @@ Plugin = Callable[[Context, Attributes], None]
 IMMORTAL = frozenset({"default", "kube-system", "kube-public"})
 PRIORITIES = {"system-cluster-critical": 2_000_000_000, "system-node-critical": 2_000_001_000}
 TOLERATION_S = 300
+TOKEN_VOLUME = "kube-api-access-"
+TOKEN_PATH = "/var/run/secrets/kubernetes.io/serviceaccount"
+_NAMESPACE_FIELD = {"apiVersion": "v1", "fieldPath": "metadata.namespace"}
+_TOKEN_SOURCES: JsonObject = {
+    "sources": [
+        # An hour and seven seconds: upstream's mark of tokens that nobody asked for.
+        {"serviceAccountToken": {"expirationSeconds": 3607, "path": "token"}},
+        {
+            "configMap": {
+                "name": "kube-root-ca.crt",
+                "items": [{"key": "ca.crt", "path": "ca.crt"}],
+            }
+        },
+        {"downwardAPI": {"items": [{"path": "namespace", "fieldRef": _NAMESPACE_FIELD}]}},
+    ],
+    "defaultMode": 420,
+}
 _NOT_READY = ("node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable")
 
 
@@ -73,11 +91,45 @@ def namespace_lifecycle(ctx: Context, attributes: Attributes) -> None:
 
 
 def service_account(ctx: Context, attributes: Attributes) -> None:
-    """Every pod has a ServiceAccount: `default` where it names none."""
+    """Every pod has a ServiceAccount, `default` where it names none, and a token of it.
+
+    `default` may be missing: it is made a moment after its namespace, and upstream waits for it.
+    """
     if (spec := _new_pod_spec(attributes)) is None:
         return
     name = spec.get("serviceAccountName") or spec.get("serviceAccount") or "default"
     spec["serviceAccountName"] = spec["serviceAccount"] = name
+    table = ctx.builtin_table("", "v1", "serviceaccounts")
+    record = ctx.store.latest(table, Key(attributes.namespace, name))
+    if record is None and name != "default":
+        raise attributes.forbidden(
+            f"error looking up service account {attributes.namespace}/{name}: "
+            f'serviceaccount "{name}" not found'
+        )
+    account = record.object() if record is not None else {}
+    automount = spec.get("automountServiceAccountToken")
+    if automount is None:
+        automount = account.get("automountServiceAccountToken", True)
+    if automount:
+        _mount_token(spec)
+    if account.get("imagePullSecrets") and not spec.get("imagePullSecrets"):
+        spec["imagePullSecrets"] = account["imagePullSecrets"]
+
+
+def _mount_token(spec: JsonObject) -> None:
+    """Mount the account's token in every container that has nothing at its path."""
+    volumes = spec.get("volumes") or []
+    present = next((v["name"] for v in volumes if v.get("name", "").startswith(TOKEN_VOLUME)), None)
+    name = present or generated_name(TOKEN_VOLUME)
+    mount = {"name": name, "readOnly": True, "mountPath": TOKEN_PATH}
+    used = False
+    for container in (*(spec.get("initContainers") or ()), *(spec.get("containers") or ())):
+        mounts = container.get("volumeMounts") or []
+        if all(other.get("mountPath") != TOKEN_PATH for other in mounts):
+            container["volumeMounts"] = [*mounts, mount]
+            used = True
+    if used and present is None:
+        spec["volumes"] = [*volumes, {"name": name, "projected": _TOKEN_SOURCES}]
 
 
 def default_toleration_seconds(ctx: Context, attributes: Attributes) -> None:

@@ -23,9 +23,10 @@ from aiohttp.abc import AbstractStreamWriter
 from aiohttp.http_parser import RawRequestMessage
 
 from podwire.apiserver.authn import TokenSigner
-from podwire.apiserver.bootstrap import bootstrap
+from podwire.apiserver.bootstrap import bootstrap, keep_service
 from podwire.apiserver.context import Context, KubeletSocket
 from podwire.apiserver.crds import CustomKinds
+from podwire.apiserver.expiry import EVENT_TTL_S, Expiry
 from podwire.apiserver.metrics import Metrics
 from podwire.apiserver.pki import Pki, ensure_pki
 from podwire.apiserver.registry import Registry
@@ -57,6 +58,7 @@ class ServerConfig:
     kubelet_socket: KubeletSocket = _no_kubelet
     extra_names: Sequence[str] = ()
     """More DNS names for the server certificate."""
+    event_ttl_s: float = EVENT_TTL_S
 
 
 @dataclass
@@ -68,6 +70,7 @@ class ApiServer:
     _runner: web.ServerRunner | None = None
     _ctx: Context | None = None
     _pki: Pki | None = None
+    _expiry: Expiry | None = None
 
     @property
     def pki(self) -> Pki:
@@ -96,9 +99,12 @@ class ApiServer:
         CustomKinds(ctx).start()
         _track_addresses(ctx)
         await bootstrap(ctx)
+        keep_service(ctx)
         # Loading every kind now keeps the first request of each as fast as the others.
         for resource in ctx.registry.stored():
             ctx.table(resource)
+        self._expiry = Expiry(ctx.store, ctx.builtin_table("", "v1", "events"), config.event_ttl_s)
+        self._expiry.start()
         await self._listen(Handler(ctx))
 
     async def _listen(self, handler: Handler) -> None:
@@ -121,6 +127,9 @@ class ApiServer:
 
     async def stop(self) -> None:
         """Answer what is committed, close the rest; the store is whole on disk afterwards."""
+        if self._expiry is not None:
+            self._expiry.stop()
+            self._expiry = None
         if self._ctx is not None:
             for table in self._ctx.store.tables():
                 table.close()

@@ -116,7 +116,7 @@ def create(ctx: Context, target: Target, obj: JsonObject, user: User, *, dry_run
         "CREATE", resource, target.namespace, meta["name"], "", obj, None, user, dry_run
     )
     admission.mutate(ctx, attributes)
-    _raise_invalid(resource, obj, validate_create(resource.kind, _judged(obj), resource.schema))
+    _raise_invalid(resource, obj, validate_create(resource.kind, obj, resource.schema))
     admission.check(ctx, attributes)
     if ctx.latest(resource, target.namespace, meta["name"]) is not None:
         raise _exists(resource, meta["name"])
@@ -148,15 +148,6 @@ def _exists(resource: Resource, name: str) -> AlreadyExistsError:
         details={"name": name, "kind": resource.plural}
         | ({"group": resource.group} if resource.group else {}),
     )
-
-
-def _judged(obj: JsonObject) -> JsonObject:
-    """What validation sees: without the server's own finalizer, whose name is not a user's."""
-    finalizers = obj["metadata"].get("finalizers") or ()
-    if strategy.CRD_CLEANUP not in finalizers:
-        return obj
-    others = [name for name in finalizers if name != strategy.CRD_CLEANUP]
-    return {**obj, "metadata": {**obj["metadata"], "finalizers": others}}
 
 
 def _raise_invalid(resource: Resource, obj: JsonObject, errors: list[FieldError]) -> None:
@@ -207,8 +198,8 @@ def update(ctx: Context, target: Target, change: Change, user: User, *, dry_run:
     admission.mutate(ctx, attributes)
     errors = validate_update(
         resource.kind,
-        _judged(new),
-        _judged(old),
+        new,
+        old,
         resource.schema,
         subresource=target.subresource,
     )

@@ -317,3 +317,21 @@ def test_published_manifests_are_valid(name: str) -> None:
         obj, _ = decode_object(document, schema, group=group, version=version, kind=kind)
         apply_defaults(group, kind, obj)
         assert validate_create(kind, obj) == []
+
+
+@pytest.mark.parametrize(
+    ("api_version", "core"),
+    [
+        ("v1", True),
+        ("apps/v1", True),
+        ("apiextensions.k8s.io/v1", False),
+        ("example.com/v1", False),
+    ],
+)
+def test_only_cores_own_kinds_need_qualified_finalizers(api_version: str, core: bool) -> None:
+    custom = schema_from_crd({"type": "object"}) if api_version.startswith("example") else None
+    meta = {"name": "a", "finalizers": ["plain", "example.com/x", "-"]}
+    obj = {"apiVersion": api_version, "kind": "Thing", "metadata": meta}
+    found = [e.field for e in validate_create("Thing", obj, custom)]
+    assert found == [f"metadata.finalizers[{index}]" for index in ((0, 2) if core else (2,))]
+    assert found == [e.field for e in validate_update("Thing", obj, obj, custom)]

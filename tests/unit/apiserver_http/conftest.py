@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 from collections.abc import AsyncIterator
@@ -105,12 +106,18 @@ def config_for(directory: Path) -> ServerConfig:
     )
 
 
-@pytest.fixture
-async def api(tmp_path: Path) -> AsyncIterator[Api]:
-    async with ApiServer(config_for(tmp_path)) as server:
-        connector = aiohttp.UnixConnector(path=str(tmp_path / "api.sock"))
+@contextlib.asynccontextmanager
+async def serving(config: ServerConfig) -> AsyncIterator[Api]:
+    async with ApiServer(config) as server:
+        connector = aiohttp.UnixConnector(path=str(config.unix_socket))
         async with aiohttp.ClientSession(connector=connector) as session:
             yield Api(session, server)
+
+
+@pytest.fixture
+async def api(tmp_path: Path) -> AsyncIterator[Api]:
+    async with serving(config_for(tmp_path)) as api:
+        yield api
 
 
 def pod(name: str, **spec: Any) -> dict[str, Any]:

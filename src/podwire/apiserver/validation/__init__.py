@@ -83,11 +83,21 @@ _KINDS: dict[tuple[str, str], _Rules] = {
     ("apiextensions.k8s.io", "CustomResourceDefinition"): _cluster(crd.validate_crd),
 }
 _ANY_KIND = _Rules(namespaced=None)
+_EXTENSION_GROUPS = frozenset({"apiextensions.k8s.io", "apiregistration.k8s.io"})
+"""Groups outside k8s.io/kubernetes: like custom kinds, theirs are not held to core's own rules."""
+
+
+def _group(obj: Raw) -> str:
+    group, slash, _ = (obj.get("apiVersion") or "").rpartition("/")
+    return group if slash else ""
 
 
 def _rules(kind: str, obj: Raw) -> _Rules:
-    group, slash, _ = (obj.get("apiVersion") or "").rpartition("/")
-    return _KINDS.get((group if slash else "", kind), _ANY_KIND)
+    return _KINDS.get((_group(obj), kind), _ANY_KIND)
+
+
+def _is_core(obj: Raw, schema: Schema | None) -> bool:
+    return not (schema is not None and schema.custom) and _group(obj) not in _EXTENSION_GROUPS
 
 
 def validate_create(
@@ -98,7 +108,9 @@ def validate_create(
     The group is read from the object's apiVersion. `schema` is needed for custom resources only.
     """
     rules = _rules(kind, obj)
-    out = validate_meta(obj.get("metadata") or {}, rules.name, rules.namespaced)
+    out = validate_meta(
+        obj.get("metadata") or {}, rules.name, rules.namespaced, core=_is_core(obj, schema)
+    )
     if schema is not None and schema.custom:
         return out + crd.validate_value(obj, schema)
     return out + rules.validate(obj, None)
@@ -116,7 +128,9 @@ def validate_update(
 
     A built-in kind's subresource (status, scale) has its metadata checked only.
     """
-    out = validate_meta_update(new.get("metadata") or {}, old.get("metadata") or {})
+    out = validate_meta_update(
+        new.get("metadata") or {}, old.get("metadata") or {}, core=_is_core(new, schema)
+    )
     if schema is not None and schema.custom:
         return out + crd.validate_value(new, schema)
     return out if subresource else out + _rules(kind, new).validate(new, old)

@@ -62,9 +62,16 @@ def non_negative(obj: Raw, path: str, *keys: str) -> list[FieldError]:
 
 
 def validate_meta(
-    metadata: Raw, rule: NameRule, namespaced: bool | None = None
+    metadata: Raw,
+    rule: NameRule,
+    namespaced: bool | None = None,
+    *,
+    core: bool = True,
 ) -> list[FieldError]:
-    """Metadata of an object to create; `namespaced` None leaves the namespace unchecked."""
+    """Metadata of an object to create; `namespaced` None leaves the namespace unchecked.
+
+    `core` is for the kinds of Kubernetes' own API groups, whose finalizers must be qualified.
+    """
     out: list[FieldError] = []
     prefix, name = metadata.get("generateName") or "", metadata.get("name") or ""
     if prefix:
@@ -83,7 +90,7 @@ def validate_meta(
     out += validate_labels(metadata.get("labels"), "metadata.labels")
     out += validate_annotations(metadata.get("annotations"), "metadata.annotations")
     out += _owners(metadata)
-    return out + _finalizers(metadata)
+    return out + _finalizers(metadata, core=core)
 
 
 def validate_labels(labels: Mapping[str, str] | None, path: str) -> list[FieldError]:
@@ -129,12 +136,12 @@ def _owners(metadata: Raw) -> list[FieldError]:
     return out
 
 
-def _finalizers(metadata: Raw) -> list[FieldError]:
+def _finalizers(metadata: Raw, *, core: bool) -> list[FieldError]:
     out: list[FieldError] = []
     finalizers = metadata.get("finalizers") or []
     for index, name in enumerate(finalizers):
         problems = names.is_qualified_name(name)
-        if not problems and "/" not in name and name not in _STANDARD_FINALIZERS:
+        if core and not problems and "/" not in name and name not in _STANDARD_FINALIZERS:
             problems = ["name is neither a standard finalizer name nor is it fully qualified"]
         out += invalid_each(f"metadata.finalizers[{index}]", name, problems)
     if {"orphan", "foregroundDeletion"} <= set(finalizers):
@@ -143,7 +150,8 @@ def _finalizers(metadata: Raw) -> list[FieldError]:
     return out
 
 
-def validate_meta_update(new: Raw, old: Raw) -> list[FieldError]:
+def validate_meta_update(new: Raw, old: Raw, *, core: bool = True) -> list[FieldError]:
+    """Metadata of an object to replace another; `core` as in `validate_meta`."""
     out: list[FieldError] = []
     for key in ("name", "namespace", "uid", "creationTimestamp"):
         out += immutable(f"metadata.{key}", new.get(key), old.get(key))
@@ -160,7 +168,7 @@ def validate_meta_update(new: Raw, old: Raw) -> list[FieldError]:
         out.append(forbidden("metadata.finalizers", text))
     out += validate_labels(new.get("labels"), "metadata.labels")
     out += validate_annotations(new.get("annotations"), "metadata.annotations")
-    return out + _owners(new) + _finalizers(new)
+    return out + _owners(new) + _finalizers(new, core=core)
 
 
 def validate_selector(selector: Raw | None, path: str) -> list[FieldError]:
