@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,10 +19,16 @@ MAX_LINES = 40
 
 
 @pytest.fixture
-def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+def environment() -> Iterator[dict[str, str]]:
     """A HOME, kubeconfig and lab folder that are the example's alone; no lab outlives it."""
-    # Not tmp_path: the test's name would make the paths of unix sockets too long.
-    home = tmp_path_factory.mktemp("ex")
+    # Not tmp_path: paths of unix sockets end at 107 bytes.
+    with tempfile.TemporaryDirectory(prefix="pw-ex-", ignore_cleanup_errors=True) as folder:
+        found = _environment(Path(folder))
+        yield found
+        _run([sys.executable, "-m", "podwire", "down", "--all"], found)
+
+
+def _environment(home: Path) -> dict[str, str]:
     found = os.environ | {
         "HOME": str(home),
         "KUBECONFIG": str(home / "kubeconfig"),
@@ -32,8 +39,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, 
         "PYTEST_ADDOPTS": "",
     }
     found.pop("PYTEST_XDIST_WORKER", None)
-    yield found
-    _run([sys.executable, "-m", "podwire", "down", "--all"], found)
+    return found
 
 
 def _run(command: list[str], environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
