@@ -251,6 +251,7 @@ def main() -> None:
         lambda: creates_per_second("podwire", args.creates),
         lambda: creates_per_second("bare", args.creates),
         args.rounds,
+        more_is_better=True,
     )
     with running("podwire") as (path, pid):
         figures = uvloop.run(with_many(path, pid, args))

@@ -363,6 +363,7 @@ def compare(
                     lambda m=metric, s=a_server: measure(m, a.client, s, seconds),  # type: ignore[misc]
                     lambda m=metric, s=b_server: measure(m, b.client, s, seconds),  # type: ignore[misc]
                     rounds,
+                    more_is_better=True,
                 )
                 figures[f"{where}/{metric}"] = {
                     **result.as_json(),
