@@ -11,21 +11,22 @@ from podwire.runtime.nsexec import PodShell
 
 
 class BuiltinContainer:
-    """A `Process` of the `Spawner` in the shape of a `RunningContainer`."""
+    """A `Process` of the `Spawner` in the shape of a `RunningContainer`.
+
+    `key` is the spawner's: POD_UID/NAME/ATTEMPT.
+    """
 
     def __init__(
         self,
         process: Process,
-        name: str,
-        attempt: int,
         key: str,
         log_path: Path,
         shell: PodShell,
         env: Mapping[str, str],
     ) -> None:
         self.id = f"podwire://{key}"
-        self.name = name
-        self.attempt = attempt
+        _, self.name, attempt = key.split("/")
+        self.attempt = int(attempt)
         self.image_id = ""
         self.log_path = log_path
         self.started_at = process.started_at

@@ -28,6 +28,7 @@ from podwire.runtime.hostfiles import NO_RESOLVER, ResolvConf
 from podwire.runtime.launch import Host, PolicyReady, no_policy
 from podwire.runtime.node import NodeRegistration, NodeRemovedError, render_node_status
 from podwire.runtime.podspec import SpecBuilder
+from podwire.runtime.references import References
 from podwire.runtime.sandbox import Sandbox
 from podwire.runtime.standins import StandinClient
 from podwire.runtime.worker import PodWorker
@@ -67,6 +68,7 @@ class Kubelet:
             standins=StandinClient(config.standin_socket),
             events=PodEvents(api, config.node_name),
             specs=SpecBuilder(config, api, allocatable),
+            references=References(api),
             runtime=runtime,
             spawner=spawner,
             builtins=builtins or {},
@@ -117,11 +119,11 @@ class Kubelet:
         try:
             await self._resume()
             self.ready.set()
-            await asyncio.wait([removed, *tasks], return_when=asyncio.FIRST_COMPLETED)
+            ended, _ = await asyncio.wait([removed, *tasks], return_when=asyncio.FIRST_COMPLETED)
             if not removed.done():
-                for task in tasks:
-                    if task.done():
-                        task.result()
+                # Only a deleted Node may empty the node; a part that failed ends the agent.
+                ended.pop().result()
+                raise AssertionError("a part of the kubelet ended by itself")
             return await self._leave()
         finally:
             removed.cancel()
@@ -130,6 +132,7 @@ class Kubelet:
             await asyncio.gather(removed, *tasks, return_exceptions=True)
             for worker in self._workers.values():
                 worker.abandon()
+            self._host.references.close()
             self._thread.shutdown(wait=False, cancel_futures=True)
 
     # -- start -------------------------------------------------------------------------------------

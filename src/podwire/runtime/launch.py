@@ -39,6 +39,7 @@ from podwire.runtime.hostfiles import hostname as pod_hostname
 from podwire.runtime.nsexec import PodShell
 from podwire.runtime.podspec import SpecBuilder
 from podwire.runtime.probes import Wheel
+from podwire.runtime.references import References
 from podwire.runtime.sandbox import Sandbox
 from podwire.runtime.standin.protocol import Serve
 from podwire.runtime.standins import (
@@ -73,6 +74,9 @@ class Host:
     standins: StandinClient
     events: PodEvents
     specs: SpecBuilder
+    references: References
+    starving: dict[Callable[[], None], None] = field(default_factory=dict)
+    """Who could not get a network, in order: one is called when another pod has given one back."""
     wheel: Wheel = field(default_factory=Wheel)
     runtime: ContainerRuntime | None = None
     spawner: Spawner | None = None
@@ -168,7 +172,7 @@ async def _builtin(host: Host, pod: Pod, slot: Slot, sandbox: Sandbox) -> Runnin
         key, entry, kwargs, netns=pin, env=dict(env), log_path=log_path
     )
     shell = host.shell(pod, sandbox)
-    return BuiltinContainer(process, slot.name, slot.attempt, key, log_path, shell, dict(env))
+    return BuiltinContainer(process, key, log_path, shell, env)
 
 
 async def _standin(host: Host, pod: Pod, slot: Slot, sandbox: Sandbox) -> Launched:

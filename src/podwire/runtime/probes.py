@@ -14,6 +14,7 @@ import asyncio
 import heapq
 import random
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 from podwire.errors import ContainerError
@@ -180,6 +181,17 @@ class _Prober:
         self._owner.probed(self.kind)
 
 
+@dataclass(frozen=True)
+class Probing:
+    """How a container is probed: where, by what (`exec_probe` None: exec succeeds), and whether
+    `initialDelaySeconds` are waited for."""
+
+    wheel: Wheel
+    address: str
+    exec_probe: ExecProbe | None
+    wait_initial: bool
+
+
 class ContainerProbes:
     """All probes of one running container.
 
@@ -190,21 +202,18 @@ class ContainerProbes:
 
     def __init__(
         self,
-        wheel: Wheel,
+        probing: Probing,
         container: Container,
-        address: str,
         *,
-        exec_probe: ExecProbe | None,
-        wait_initial: bool,
         on_change: Verdict,
         on_failure: Callable[[ProbeKind, str], None],
     ) -> None:
-        self.wheel = wheel
-        self.exec = exec_probe
+        self.wheel = probing.wheel
+        self.exec = probing.exec_probe
         self.on_failure = on_failure
         self.first = asyncio.Event()
         self._on_change = on_change
-        self._wait_initial = wait_initial
+        self._wait_initial = probing.wait_initial
         self._probers: dict[ProbeKind, _Prober] = {}
         self._started_at = asyncio.get_running_loop().time()
         wanted: tuple[tuple[ProbeKind, Probe | None], ...] = (
@@ -216,7 +225,7 @@ class ContainerProbes:
             if probe is not None:
                 check: Check | str | None
                 try:
-                    check = compile_check(probe, container, address)
+                    check = compile_check(probe, container, probing.address)
                 except ValueError as error:
                     check = str(error)
                 self._probers[kind] = _Prober(self, kind, probe, check)

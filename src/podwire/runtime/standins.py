@@ -169,6 +169,15 @@ class StandinContainer:
     async def wait(self) -> ExitStatus:
         return await asyncio.shield(self.ended)
 
+    def on_end(self, call: Callable[[ExitStatus], None]) -> None:
+        """Call back when it ends, at once if it has; costs no task, as `wait` would."""
+        if self.ended.done():
+            call(self.ended.result())
+        else:
+            self.ended.add_done_callback(
+                lambda ended: None if ended.cancelled() else call(ended.result())
+            )
+
     async def kill(self, signal: int) -> None:
         """Any signal ends a stand-in at once, cleanly: it has nothing to finish."""
         if not self.ended.done() and self._client is not None:
@@ -195,7 +204,6 @@ class StandinClient:
         self._path = path
         self._sock: socket.socket | None = None
         self._containers: dict[str, StandinContainer] = {}
-        self._early: dict[str, ExitStatus] = {}
         self._listing: list[Held] = []
         self._lost: asyncio.Event = asyncio.Event()
         self.connected = asyncio.Event()
@@ -276,9 +284,7 @@ class StandinClient:
     def _exited(self, identity: str, status: ExitStatus) -> None:
         self.held.pop(identity, None)
         container = self._containers.pop(identity, None)
-        if container is None:
-            self._early[identity] = status
-        elif not container.ended.done():
+        if container is not None and not container.ended.done():
             container.ended.set_result(status)
 
     def _send(self, request: Request, fds: Sequence[int] = ()) -> None:
@@ -326,11 +332,7 @@ class StandinClient:
         """Take over what the process held when this agent started."""
         self.held.pop(held.id, None)
         container = StandinContainer(self, held, log_path, shell, env)
-        early = self._early.pop(held.id, None)
-        if early is not None:
-            container.ended.set_result(early)
-        else:
-            self._containers[held.id] = container
+        self._containers[held.id] = container
         return container
 
     def stop(self, identity: str) -> None:

@@ -10,7 +10,7 @@ Source of the rules: kubernetes/kubernetes pkg/kubelet/kuberuntime/kuberuntime_m
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 from podwire.objects.core import Container, Pod
@@ -23,6 +23,10 @@ BACKOFF_MIN_S: Final = 10.0
 BACKOFF_MAX_S: Final = 300.0
 BACKOFF_RESET_S: Final = 600.0
 """A container that ran this long starts over with the shortest back-off."""
+CONFIG_REASONS: Final = frozenset(("CreateContainerConfigError", "FailedMount"))
+"""Why a container waits for something it refers to."""
+CONFIG_RETRY_MIN_S: Final = 1.0
+CONFIG_RETRY_MAX_S: Final = 30.0
 
 
 @dataclass(frozen=True)
@@ -53,9 +57,11 @@ class Slot:
     image_id: str = ""
     backoff_s: float = 0.0
     not_before: float = 0.0
+    config_retry_s: float = 0.0
     kill_reason: str = ""
+    stopping: bool = False
     ready_at: float = 0.0
-    ever_started: bool = field(default=False)
+    ever_started: bool = False
 
     @property
     def name(self) -> str:
@@ -68,6 +74,22 @@ class Slot:
     @property
     def started(self) -> bool:
         return self.running is not None and (self.probes is None or self.probes.started)
+
+    @property
+    def waits_for_config(self) -> bool:
+        """It could not start because of a ConfigMap, Secret or volume."""
+        return self.running is None and self.waiting[0] in CONFIG_REASONS
+
+    def note_start(self, container: RunningContainer) -> None:
+        """Record that an attempt runs."""
+        if self.ended is not None:
+            self.last, self.ended = self.ended, None
+        self.running = container
+        self.image_id = container.image_id or self.image_id
+        self.ever_started = True
+        self.kill_reason, self.stopping = "", False
+        self.waiting = ("ContainerCreating", "")
+        self.not_before = self.config_retry_s = self.ready_at = 0.0
 
     def ready_by(self, now: float) -> bool:
         """Ready as kubelet counts it; an init container is ready once it succeeded."""

@@ -67,6 +67,15 @@ def phase_of(pod: Pod, slots: Sequence[Slot], *, initialized: bool) -> str:
     return "Running"
 
 
+def final_phase(slots: Sequence[Slot], phase: str) -> str:
+    """What a deleted pod ends as once nothing of it runs, whatever its restart policy says."""
+    if phase in ("Succeeded", "Failed"):
+        return phase
+    mains = [slot.ended for slot in slots if slot.role == "main"]
+    good = all(ended is not None and ended.exit_code == 0 for ended in mains)
+    return "Succeeded" if good else "Failed"
+
+
 def render(pod: Pod, slots: Sequence[Slot], view: PodView, now: float) -> JsonObject:
     """The whole status; conditions keep the transition times of those that did not change."""
     phase = view.phase or phase_of(pod, slots, initialized=view.initialized)

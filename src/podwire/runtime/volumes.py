@@ -1,6 +1,7 @@
 """A pod's volumes as directories of the node, for containers that really run.
 
     volume source -> files (pure where the data is known) -> tree written atomically -> bind mounts
+    source changed, token due -> refresh -> the same tree, replaced if it differs
 
 Each projected tree is kubelet's: a dated directory, `..data` pointing at it, and one link per file,
 so that a reader sees all of a change or none of it. Source: kubernetes/kubernetes
@@ -17,7 +18,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -39,6 +40,8 @@ from podwire.runtime.env import (
 
 _DEFAULT_MODE = 0o644
 _TOKEN_EXPIRY_S = 3607
+# Renewed when four fifths of its time or a day have passed (pkg/kubelet/token/token_manager.go).
+_TOKEN_RENEW_SHARE, _TOKEN_RENEW_MAX_S = 0.8, 86400.0
 
 
 @dataclass(frozen=True)
@@ -50,12 +53,47 @@ class File:
 Files = dict[str, File]
 
 
+class _Token(NamedTuple):
+    value: bytes
+    renew_at: float
+    """On the loop's clock."""
+
+
 class Volumes:
     """Prepares a container's mounts; every failure is a `ContainerError` that may be retried."""
 
     def __init__(self, config: KubeletConfig, api: Api) -> None:
         self._config = config
         self._api = api
+        # By pod UID, then by what was asked for: containers of a pod share a token, as upstream.
+        self._tokens: dict[str, dict[tuple[str, int], _Token]] = {}
+
+    def refreshable(self, pod: Pod) -> bool:
+        """Whether the pod has volumes whose content follows the API."""
+        return any(_follows_api(volume) for volume in pod.spec.volumes)
+
+    async def refresh(self, pod: Pod, facts: PodFacts) -> float | None:
+        """Replace the trees that differ from what the API has; the seconds until a token is due."""
+        containers = [*pod.spec.containers, *pod.spec.init_containers]
+        for volume in pod.spec.volumes:
+            directory = self._directory(pod, volume)
+            if not _follows_api(volume) or not directory.is_dir():
+                continue
+            user = next(
+                (c for c in containers if any(m.name == volume.name for m in c.volume_mounts)),
+                containers[0],
+            )
+            await self._source(pod, user, volume, facts)
+        tokens = self._tokens.get(pod.metadata.uid, {}).values()
+        now = asyncio.get_running_loop().time()
+        return min((max(token.renew_at - now, 1.0) for token in tokens), default=None)
+
+    def forget(self, uid: str) -> None:
+        """The pod is gone; its tokens with it."""
+        self._tokens.pop(uid, None)
+
+    def _directory(self, pod: Pod, volume: Volume) -> Path:
+        return self._config.pods_dir / pod.metadata.uid / "volumes" / volume.name
 
     async def prepare(
         self, pod: Pod, container: Container, env: Mapping[str, str], facts: PodFacts
@@ -84,7 +122,7 @@ class Volumes:
     async def _source(
         self, pod: Pod, container: Container, volume: Volume, facts: PodFacts
     ) -> Path:
-        directory = self._config.pods_dir / pod.metadata.uid / "volumes" / volume.name
+        directory = self._directory(pod, volume)
         if volume.empty_dir is not None:
             directory.mkdir(parents=True, exist_ok=True)
             directory.chmod(0o777)
@@ -160,8 +198,14 @@ class Volumes:
     async def _token(self, pod: Pod, source: JsonObject) -> bytes:
         meta = pod.metadata
         account = pod.spec.service_account_name or "default"
+        expiry_s = int(source.get("expirationSeconds") or _TOKEN_EXPIRY_S)
+        asked = (source.get("audience") or "", expiry_s)
+        now = asyncio.get_running_loop().time()
+        known = self._tokens.get(meta.uid, {}).get(asked)
+        if known is not None and now < known.renew_at:
+            return known.value
         spec: dict[str, Any] = {
-            "expirationSeconds": source.get("expirationSeconds", _TOKEN_EXPIRY_S),
+            "expirationSeconds": expiry_s,
             "boundObjectRef": {
                 "apiVersion": "v1",
                 "kind": "Pod",
@@ -183,7 +227,15 @@ class Volumes:
         except NotFoundError:
             raise ConfigError(f'serviceaccounts "{account}" not found') from None
         token: str = msgspec.json.decode(answer)["status"]["token"]
-        return token.encode()
+        value = token.encode()
+        renew_at = now + min(expiry_s * _TOKEN_RENEW_SHARE, _TOKEN_RENEW_MAX_S)
+        self._tokens.setdefault(meta.uid, {})[asked] = _Token(value, renew_at)
+        return value
+
+
+def _follows_api(volume: Volume) -> bool:
+    sources = (volume.config_map, volume.secret, volume.projected, volume.downward_api)
+    return any(source is not None for source in sources)
 
 
 def _with_mode(source: JsonObject, mode: int | None) -> JsonObject:
@@ -222,8 +274,10 @@ def downward_files(pod: Pod, container: Container, source: JsonObject, facts: Po
 
 
 def write_tree(directory: Path, files: Files) -> None:
-    """Replace the visible content of `directory` by `files` in one rename."""
+    """Make `files` the visible content of `directory`, in one rename where that changes any."""
     directory.mkdir(parents=True, exist_ok=True)
+    if _shows(directory, files):
+        return
     fresh = directory / f"..{secrets.token_hex(8)}"
     for path, file in files.items():
         parts = Path(path).parts
@@ -250,6 +304,24 @@ def write_tree(directory: Path, files: Files) -> None:
             entry.unlink(missing_ok=True)
     if former is not None:
         shutil.rmtree(directory / former, ignore_errors=True)
+
+
+def _shows(directory: Path, files: Files) -> bool:
+    """Whether the tree is there already, to the byte and mode, with a link for every file."""
+    data = directory / "..data"
+    if not data.is_symlink():
+        return False
+    found = {str(path.relative_to(data)): path for path in data.rglob("*") if path.is_file()}
+    names = {name for name in os.listdir(directory) if not name.startswith("..")}
+    return (
+        found.keys() == files.keys()
+        and names == {Path(path).parts[0] for path in files}
+        and all(
+            path.read_bytes() == files[name].data
+            and path.stat().st_mode & 0o7777 == files[name].mode
+            for name, path in found.items()
+        )
+    )
 
 
 def _host_path(source: JsonObject) -> Path:
