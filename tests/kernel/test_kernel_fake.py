@@ -89,6 +89,19 @@ ONE_NAMESPACE: dict[str, list[Request]] = {
             )
         ),
     ],
+    "v6 route onlink": [
+        PAIR,
+        *UP,
+        Replace(Address("a", ip_interface("fd00:1::/128"))),
+        Replace(
+            Route(
+                destination=ip_network("fd00:2::/64"),
+                via=ip_address("fd00:2::"),
+                device="a",
+                onlink=True,
+            )
+        ),
+    ],
     "route to a link that is down": [
         PAIR,
         Replace(Route(destination=ip_network("10.1.0.0/24"), device="a")),

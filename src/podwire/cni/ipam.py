@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
@@ -100,8 +100,11 @@ class _Pool:
 class LeaseStore:
     """Leases of one node. Not thread-safe: one thread attaches pods."""
 
-    def __init__(self, path: Path | str, boot_id: str) -> None:
+    def __init__(
+        self, path: Path | str, boot_id: str, clock: Callable[[], float] = time.time
+    ) -> None:
         self._boot_id = boot_id
+        self._clock = clock
         self._db = sqlite3.connect(str(path), isolation_level=None, check_same_thread=False)
         self._db.executescript("PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL;" + _SCHEMA)
         self._leases: dict[str, Lease] = {}
@@ -170,7 +173,7 @@ class LeaseStore:
             return held
         if not self._pools:
             raise AddressError(f"pod {owner}: the node has no pod CIDR yet")
-        now = time.time()
+        now = self._clock()
         taken: list[tuple[_Pool, int]] = []
         try:
             for pool in self._pools:
@@ -206,7 +209,7 @@ class LeaseStore:
         lease = self._leases.get(sandbox)
         if lease is None:
             return None
-        now = time.time()
+        now = self._clock()
         with self._transaction():
             self._db.execute("DELETE FROM lease WHERE sandbox = ?", (sandbox,))
             self._db.execute("DELETE FROM released WHERE at < ?", (now - _REUSE_AFTER_S,))

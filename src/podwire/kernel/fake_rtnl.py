@@ -192,9 +192,11 @@ class FakeRtnl:
             return
         if route.device is not None and not self._ns.find(route.device).up:
             raise KernelError(str(route), errno=errno.ENETDOWN)
-        if route.onlink and route.via is not None and route.via.version == 4:
+        if route.onlink and route.via is not None:
             # Before a namespace's first IPv4 address it has no local table to judge gateways by.
-            if not any(a.address.version == 4 for a in self._ns.addresses):
+            if route.via.version == 4 and not any(
+                a.address.version == 4 for a in self._ns.addresses
+            ):
                 raise KernelError(str(route), errno=errno.EINVAL)
         elif route.via is not None:
             route = msgspec.structs.replace(route, device=self._reach(route))
