@@ -11,8 +11,9 @@ import json
 import os
 import signal
 import socket
+import time
 import traceback
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from pathlib import Path
@@ -23,10 +24,11 @@ import pytest
 import uvloop
 
 from podwire.apiserver.app import ApiServer, ServerConfig
-from podwire.client import Api, Endpoint, Informer
+from podwire.client import Api, Endpoint, Informer, PatchType
 from podwire.cni import NetworkConfig
 from podwire.cni.attach import KernelPodNetwork, NodeLinks
 from podwire.cni.ipam import LeaseStore
+from podwire.errors import ContainerError
 from podwire.kernel import libc, userns
 from podwire.kernel.requests import AddLink, Address, Replace, SetLink, Veth
 from podwire.kernel.rtnl import Rtnl
@@ -34,6 +36,13 @@ from podwire.objects import kinds
 from podwire.objects.core import Pod
 from podwire.runtime import EXIT_NODE_REMOVED, standin
 from podwire.runtime.config import KubeletConfig
+from podwire.runtime.containers import (
+    ContainerSpec,
+    ExecProcess,
+    ExitStatus,
+    Image,
+    RunningContainer,
+)
 from podwire.runtime.kubelet import Kubelet
 from podwire.runtime.server import KubeletServer
 
@@ -83,13 +92,62 @@ def endpoint() -> Api:
     return Api(Endpoint(unix_socket=RUN / "api.sock"))
 
 
+class RealContainer:
+    """What a runtime would have started: runs until it is killed."""
+
+    def __init__(self, spec: ContainerSpec) -> None:
+        self.id = f"test://{spec.pod_uid}/{spec.name}/{spec.attempt}"
+        self.name, self.attempt, self.image_id = spec.name, spec.attempt, ""
+        self.log_path, self.started_at = spec.log_path, time.time()
+        self._ended: asyncio.Future[ExitStatus] = asyncio.get_running_loop().create_future()
+
+    async def wait(self) -> ExitStatus:
+        return await asyncio.shield(self._ended)
+
+    async def kill(self, signal: int) -> None:
+        if not self._ended.done():
+            self._ended.set_result(ExitStatus(128 + signal, signal))
+
+    async def exec(
+        self, command: Sequence[str], *, tty: bool = False, stdin: bool = False
+    ) -> ExecProcess:
+        raise ContainerError(f"container {self.name}: nothing to run {command} in")
+
+    async def attach(self) -> ExecProcess:
+        raise ContainerError(f"container {self.name}: nothing to attach to")
+
+    async def remove(self) -> None:
+        pass
+
+
+class RealRuntime:
+    """A `ContainerRuntime` that has every image `real/...`; volumes are the kubelet's part."""
+
+    name, version = "test", "1"
+
+    async def find_image(self, reference: str) -> Image | None:
+        return Image(reference, "sha256:1") if reference.startswith("real/") else None
+
+    async def list_images(self) -> list[Image]:
+        return []
+
+    async def create_and_start(self, spec: ContainerSpec) -> RunningContainer:
+        return RealContainer(spec)
+
+    async def recover(self, pod_uid: str) -> Sequence[RunningContainer]:
+        return []
+
+    async def remove_pod(self, pod_uid: str) -> None:
+        pass
+
+
 async def serve_agent() -> int:
     node_dir = RUN / "nodes/node-1"
     config = KubeletConfig("node-1", (NODE_IP,), node_dir, RUN / "pods", RUN / "images", "boot")
     network = KernelPodNetwork(NetworkConfig(), LeaseStore(RUN / "ipam.db", "boot"), RUN / "pods")
     network.configure([IPv4Network("10.244.1.0/29")], NodeLinks(1500, (NODE_IP,)))
     async with endpoint() as api:
-        kubelet = Kubelet(config, api, network)
+        kubelet = Kubelet(config, api, network, runtime=RealRuntime())
         async with KubeletServer(kubelet):
             return await kubelet.run()
 
@@ -315,13 +373,7 @@ async def _init_containers_and_jobs(world: World) -> None:
 async def _port_clash(world: World) -> None:
     await world.create("clash", {"containers": [container("a", 80), container("b", 80)]})
 
-    def looping(pod: Pod) -> bool:
-        return any(
-            status.state.waiting is not None and status.state.waiting.reason == "CrashLoopBackOff"
-            for status in pod.status.container_statuses
-        )
-
-    pod = await world.until("clash", looping)
+    pod = await world.until("clash", waits_for("CrashLoopBackOff"))
     a, b = pod.status.container_statuses
     assert a.ready
     assert b.last_state.terminated is not None
@@ -399,6 +451,10 @@ async def _out_of_addresses(world: World) -> None:
     async with asyncio.timeout(TIMEOUT_S):
         await told_by_event.wait()
     task.cancel()
+    # An address given back goes to one that waits for it.
+    served = next(pod for pod in pods if pod.ready)
+    await world.api.delete(kinds.POD, served.metadata.name, "default", grace_period_s=0)
+    await world.until(starved.metadata.name, is_ready)
 
 
 async def _kubelet_api(world: World) -> None:
@@ -439,6 +495,152 @@ async def _graceful_termination(world: World) -> None:
     assert not list((RUN / "pods").iterdir())
 
 
+async def _ready_is_asserted_again(world: World) -> None:
+    """Node life cycle says Ready=False while a node is silent; the node knows better."""
+    await world.create("web", {"containers": [container("c", 8080)]})
+    await world.until("web", is_ready)
+    for said in ({"conditions": [{"type": "Ready", "status": "False"}]}, {"phase": "Pending"}):
+        version = (await world.pod("web")).metadata.resource_version
+        await world.api.patch(
+            kinds.POD,
+            "web",
+            {"status": said},
+            "default",
+            subresource="status",
+            patch_type=PatchType.STRATEGIC,
+        )
+        await world.until(
+            "web",
+            lambda pod, version=version: (  # type: ignore[misc]
+                pod.ready
+                and pod.status.phase == "Running"
+                and int(pod.metadata.resource_version) >= int(version) + 2
+            ),
+        )
+
+
+def volume(pod: Pod, name: str) -> Path:
+    return RUN / "nodes/node-1/pods" / pod.metadata.uid / "volumes" / name
+
+
+async def until_file(path: Path, holds: Callable[[bytes], bool]) -> None:
+    """Wait for a file of the node; another process writes it, and nothing else tells of it."""
+    async with asyncio.timeout(TIMEOUT_S):
+        while not path.is_file() or not holds(path.read_bytes()):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+
+def waits_for(reason: str) -> Callable[[Pod], bool]:
+    def holds(pod: Pod) -> bool:
+        return any(
+            status.state.waiting is not None and status.state.waiting.reason == reason
+            for status in pod.status.container_statuses
+        )
+
+    return holds
+
+
+async def _references_are_followed(world: World) -> None:
+    mounts = [{"name": "conf", "mountPath": "/conf"}, {"name": "labels", "mountPath": "/labels"}]
+    real = {**container("c", env=[env_from("late", "key")]), "image": "real/app:1"}
+    label = {"path": "tier", "fieldRef": {"fieldPath": "metadata.labels['tier']"}}
+    volumes = [
+        {"name": "conf", "configMap": {"name": "conf"}},
+        {"name": "labels", "downwardAPI": {"items": [label]}},
+    ]
+    spec = {
+        "containers": [{**real, "volumeMounts": mounts}],
+        "volumes": volumes,
+        "automountServiceAccountToken": False,
+    }
+    await world.create("app", spec)
+    await world.until("app", waits_for("CreateContainerConfigError"))
+    await world.api.create(kinds.CONFIG_MAP, config_map("late", key="v"), "default")
+    await world.until("app", waits_for("FailedMount"))
+    await world.api.create(kinds.CONFIG_MAP, config_map("conf", file="one"), "default")
+    pod = await world.until("app", is_ready)
+    assert (volume(pod, "conf") / "file").read_text() == "one"
+    # What changes while the container runs is seen in it, labels included.
+    await world.api.patch(kinds.CONFIG_MAP, "conf", {"data": {"file": "two"}}, "default")
+    await until_file(volume(pod, "conf") / "file", lambda data: data == b"two")
+    await world.api.patch(kinds.POD, "app", {"metadata": {"labels": {"tier": "x"}}}, "default")
+    await until_file(volume(pod, "labels") / "tier", lambda data: data == b"x")
+    await world.api.delete(kinds.POD, "app", "default", grace_period_s=0)
+    await world.until_gone("app")
+
+
+def env_from(name: str, key: str) -> dict[str, Any]:
+    return {"name": "X", "valueFrom": {"configMapKeyRef": {"name": name, "key": key}}}
+
+
+def config_map(name: str, **data: str) -> dict[str, Any]:
+    return {"metadata": {"name": name, "namespace": "default"}, "data": data}
+
+
+async def _tokens_only_for_real_containers(world: World) -> None:
+    """A token is requested for a program that can read it, never for a stand-in."""
+    account = {"metadata": {"name": "robot", "namespace": "default"}}
+    token = {"name": "t", "projected": {"sources": [{"serviceAccountToken": {"path": "token"}}]}}
+    mount = [{"name": "t", "mountPath": "/var/run/secrets"}]
+
+    def spec(image: str) -> dict[str, Any]:
+        one = {"name": "c", "image": image, "volumeMounts": mount}
+        return {
+            "containers": [one],
+            "volumes": [token],
+            "serviceAccountName": "robot",
+            "automountServiceAccountToken": False,
+        }
+
+    await world.api.create(kinds.SERVICE_ACCOUNT, account, "default")
+    await world.create("standin", spec("example.com/app:1"))
+    pod = await world.until("standin", is_ready)
+    assert not volume(pod, "t").exists()
+    await world.create("real", spec("real/app:1"))
+    pod = await world.until("real", is_ready)
+    assert (volume(pod, "t") / "token").read_bytes().count(b".") == 2
+
+
+async def _logs_and_attach_of_what_has_none(world: World) -> None:
+    """What `kubectl logs`, `logs -p` and `attach` are told where there is nothing to show."""
+    waiting = container("c", env=[env_from("nowhere", "key")])
+    await world.create("waiting", {"containers": [{**waiting, "image": "real/app:1"}]})
+    await world.until("waiting", waits_for("CreateContainerConfigError"))
+    ready = {"exec": {"command": ["/no/such/program"]}}
+    await world.create("web", {"containers": [container("c", readinessProbe=ready)]})
+    await world.until("web", is_ready)
+    clash = {"containers": [container("a", 80), container("b", 80)]}
+    await world.create("clash", clash)
+    await world.until("clash", waits_for("CrashLoopBackOff"))
+    connector = aiohttp.UnixConnector(str(RUN / "nodes/node-1/kubelet.sock"))
+    async with aiohttp.ClientSession("http://kubelet", connector=connector) as session:
+
+        async def ask(path: str) -> tuple[int, str]:
+            async with session.get(path) as response:
+                return response.status, await response.text()
+
+        code, text = await ask("/containerLogs/default/waiting/c")
+        assert (code, text) == (
+            400,
+            'container "c" in pod "waiting" is waiting to start: CreateContainerConfigError',
+        )
+        # A container between two attempts shows its last words, and those before them.
+        for path in ("clash/b", "clash/b?previous=true"):
+            code, text = await ask(f"/containerLogs/default/{path}")
+            assert (code, text) == (200, "bind: address already in use\n")
+        code, text = await ask("/containerLogs/default/web/nope")
+        assert (code, "nope" in text) == (404, True)
+    address = "ws://kubelet/attach/default/web/c?stdout=true"
+    async with (
+        aiohttp.ClientSession(
+            connector=aiohttp.UnixConnector(str(RUN / "nodes/node-1/kubelet.sock"))
+        ) as session,
+        session.ws_connect(address, protocols=["v4.channel.k8s.io"]) as socket_,
+    ):
+        said = b"".join([message.data async for message in socket_ if message.data])
+        assert b"use exec" in said, said
+
+
 @pytest.mark.parametrize(
     "scenario",
     [
@@ -452,6 +654,10 @@ async def _graceful_termination(world: World) -> None:
         _kubelet_api,
         _node_deleted,
         _graceful_termination,
+        _ready_is_asserted_again,
+        _references_are_followed,
+        _tokens_only_for_real_containers,
+        _logs_and_attach_of_what_has_none,
     ],
     ids=lambda scenario: scenario.__name__.strip("_"),
 )

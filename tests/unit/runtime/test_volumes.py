@@ -32,6 +32,16 @@ def test_tree_is_replaced_by_one_rename(tmp_path: Path) -> None:
     assert not (tmp_path / first).exists()
 
 
+def test_tree_that_is_there_already_is_left_alone(tmp_path: Path) -> None:
+    files = {"a": File(b"1"), "d/b": File(b"2", 0o600)}
+    write_tree(tmp_path, files)
+    first = os.readlink(tmp_path / "..data")
+    write_tree(tmp_path, dict(files))
+    assert os.readlink(tmp_path / "..data") == first
+    write_tree(tmp_path, files | {"a": File(b"1", 0o600)})
+    assert os.readlink(tmp_path / "..data") != first
+
+
 @pytest.mark.parametrize("path", ["../x", "/etc/passwd", "a/../../x"])
 def test_paths_stay_inside(tmp_path: Path, path: str) -> None:
     with pytest.raises(ContainerError, match="inside the volume"):
