@@ -58,7 +58,8 @@ def apply_patch(
     if media_type == MERGE_PATCH or schema is None:
         merged: dict[str, Any] = apply_merge_patch(obj, patch)
         return merged
-    return apply_strategic_patch(obj, patch, schema)
+    # The patch was read just now and is nobody else's.
+    return _merge_map(obj, patch, schema)
 
 
 def _unsupported(media_type: str, strategic: bool) -> ApiError:
@@ -122,7 +123,7 @@ def apply_strategic_patch(
 
     Raises InvalidError for a patch that contradicts the schema or itself.
     """
-    return _merge_map(copy.deepcopy(obj), copy.deepcopy(patch), schema)
+    return _merge_map(obj, copy.deepcopy(patch), schema)
 
 
 def _invalid(text: str) -> InvalidError:
@@ -136,7 +137,11 @@ def _child(schema: Schema, key: str) -> Schema:
 def _merge_map(
     original: dict[str, Any], patch: dict[str, Any], schema: Schema, *, replace: bool = False
 ) -> dict[str, Any]:
-    """`replace` says that the field's strategy is to replace (an atomic struct)."""
+    """What `original` becomes; it stays as it is, while directives are taken out of `patch`.
+
+    `replace` says that the field's strategy is to replace (an atomic struct).
+    """
+    original = dict(original)
     directive = patch.pop(_DIRECTIVE, None)
     if directive == "replace":
         return _plain(patch)
@@ -241,7 +246,7 @@ def _merge_list(original: list[Any], patch: list[Any], schema: Schema, order: An
             if item not in merged:
                 merged.append(item)
         return _ordered(merged, order, patch, original, schema)
-    server = list(original)
+    server, original = original, list(original)
     patch, replace = _list_directives(original, patch, key)
     if replace:
         return [_without_directives(item) for item in patch]

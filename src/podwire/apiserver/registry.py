@@ -13,6 +13,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from podwire.apiserver import schema as schemas
@@ -100,9 +101,27 @@ class Resource:
                 "labels": meta.get("labels") or {},
             }
         }
-        for path in self.selectable:
-            _copy_path(obj, small, path.split("."))
+        for part, keys in self._selectable_by_part.items():
+            source = obj.get(part)
+            if type(source) is dict:
+                small[part] = {key: source[key] for key in keys if source.get(key) is not None}
+        for path in self._other_selectable:
+            _copy_path(obj, small, path)
         return small
+
+    @cached_property
+    def _selectable_by_part(self) -> dict[str, list[str]]:
+        """Paths of two parts, as nearly all are: {"spec": ["nodeName", ...]}."""
+        found: dict[str, list[str]] = {}
+        for path in self.selectable:
+            if path.count(".") == 1:
+                part, key = path.split(".")
+                found.setdefault(part, []).append(key)
+        return found
+
+    @cached_property
+    def _other_selectable(self) -> list[list[str]]:
+        return [path.split(".") for path in self.selectable if path.count(".") != 1]
 
 
 def _copy_path(source: JsonObject, target: JsonObject, path: list[str]) -> None:

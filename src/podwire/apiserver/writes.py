@@ -78,6 +78,8 @@ async def patch(ctx: Context, request: Request, form: Format) -> Answer:
 
     def change(current: JsonObject) -> JsonObject:
         patched = apply_patch(kind, current, request.body, resource.schema)
+        if request.target.subresource == "status":
+            patched = _status_part(patched, current)
         decoded, found = pipeline.decode_patched(request, resource, patched)
         warnings.extend(found)
         return decoded
@@ -85,6 +87,18 @@ async def patch(ctx: Context, request: Request, form: Format) -> Answer:
     written = pipeline.update(ctx, request.target, change, request.user, dry_run=request.dry_run)
     await ctx.store.committed()
     return Answer(one(resource, written.record, form), 200, tuple(warnings))
+
+
+def _status_part(patched: JsonObject, current: JsonObject) -> JsonObject:
+    """Without what the patch left alone: the strategy takes it from the stored object anyway."""
+    return {
+        key: value
+        for key, value in patched.items()
+        if key in _ALWAYS_DECODED or value is not current.get(key)
+    }
+
+
+_ALWAYS_DECODED = frozenset({"apiVersion", "kind", "metadata", "status"})
 
 
 async def delete(ctx: Context, request: Request, form: Format) -> Answer:

@@ -319,3 +319,26 @@ async def test_job_labels_its_pods(api: Api) -> None:
     uid = made["metadata"]["uid"]
     assert made["spec"]["selector"]["matchLabels"] == {"batch.kubernetes.io/controller-uid": uid}
     assert made["spec"]["template"]["metadata"]["labels"]["job-name"] == "j"
+
+
+async def test_several_writers_of_one_status(api: Api) -> None:
+    """Scheduler, kubelet and life cycle each own conditions: strategic patches merge by type."""
+    await api.post(PODS, pod("a"))
+    binding = {"apiVersion": "v1", "kind": "Binding", "metadata": {"name": "a"}}
+    await api.post(f"{PODS}/a/binding", binding | {"target": {"kind": "Node", "name": "n1"}})
+    ready = {"type": "Ready", "status": "True", "lastTransitionTime": "2024-01-01T00:00:00Z"}
+    for status, wanted in (
+        ({"phase": "Running", "conditions": [ready]}, {"Ready": "True"}),
+        ({"conditions": [{"type": "Ready", "status": "False"}]}, {"Ready": "False"}),
+        ({"conditions": [{"type": "Ready", "$patch": "delete"}]}, {}),
+    ):
+        body = {"spec": {"nodeName": "n2"}, "status": status}
+        code, made = await api.call("PATCH", f"{PODS}/a/status", body, content=STRATEGIC)
+        assert (code, made["spec"]["nodeName"]) == (200, "n1")
+        found = {row["type"]: row["status"] for row in made["status"]["conditions"]}
+        assert found == {"PodScheduled": "True", **wanted}
+    assert made["status"]["phase"] == "Running"
+    wrong = {"status": {"phase": 3}}
+    code, refused = await api.call("PATCH", f"{PODS}/a/status", wrong, content=STRATEGIC)
+    assert code == 400
+    assert "PodStatus.status.phase" in refused["message"]
