@@ -28,7 +28,9 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import Final, Literal
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -245,8 +247,20 @@ def _place(lab: Lab, holder: int, name: str) -> Place:
 # --- measuring ----------------------------------------------------------------------------------
 
 
-def measure(metric: Metric, client: Place, server: Place, seconds: float) -> float:
-    """Bits per second received, or transactions per second; iperf3 knows whole seconds only."""
+@dataclass(frozen=True)
+class Sample:
+    """Bits or transactions, per second and per second of processor time.
+
+    The second is the steadier one where others use the machine: a veth's packets are carried by
+    the processes that send them, so their processor time is what forwarding costs.
+    """
+
+    per_second: float
+    per_cpu_second: float
+
+
+def measure(metric: Metric, client: Place, server: Place, seconds: float) -> Sample:
+    """iperf3 knows whole seconds only."""
     if metric == "tcp_rr":
         return _tcp_rr(client, server, seconds)
     extra = {
@@ -259,8 +273,11 @@ def measure(metric: Metric, client: Place, server: Place, seconds: float) -> flo
     end = report["end"]
     if metric == "udp":
         total = end["sum"]
-        return float(total["bits_per_second"]) * (1 - float(total["lost_percent"]) / 100)
-    return float(end["sum_received"]["bits_per_second"])
+        rate = float(total["bits_per_second"]) * (1 - float(total["lost_percent"]) / 100)
+    else:
+        rate = float(end["sum_received"]["bits_per_second"])
+    percent = end["cpu_utilization_percent"]
+    return Sample(rate, rate / (percent["host_total"] + percent["remote_total"]) * 100)
 
 
 def _iperf3(
@@ -298,7 +315,7 @@ def _wait_for_line(process: subprocess.Popen[bytes], word: bytes) -> None:
     raise SystemExit("the server ended before it listened")
 
 
-def _tcp_rr(client: Place, server: Place, seconds: float) -> float:
+def _tcp_rr(client: Place, server: Place, seconds: float) -> Sample:
     """netperf's TCP_RR in Python: its own cost (some 4 us a transaction) is the same for both."""
     me = str(Path(__file__).resolve())
     serving = subprocess.Popen(
@@ -314,7 +331,8 @@ def _tcp_rr(client: Place, server: Place, seconds: float) -> float:
             timeout=seconds + 30,
             check=True,
         )
-        return float(done.stdout)
+        rate, busy = map(float, done.stdout.split())
+        return Sample(rate, rate / busy)
     finally:
         serving.kill()
         serving.wait()
@@ -331,7 +349,8 @@ def serve_rr() -> None:
             conn.send(data)
 
 
-def ask_rr(address: str, seconds: float) -> float:
+def ask_rr(address: str, seconds: float) -> tuple[float, float]:
+    """Transactions per second, and the part of a processor this end used for them."""
     with socket.create_connection((address, _PORT + 1), timeout=5) as conn:
         conn.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         conn.setblocking(True)
@@ -340,14 +359,15 @@ def ask_rr(address: str, seconds: float) -> float:
         for _ in range(200):
             conn.send(b"x")
             conn.recv(1)
-        count, started = 0, time.perf_counter()
+        count, started, cpu = 0, time.perf_counter(), time.process_time()
         until = started + seconds
         while time.perf_counter() < until:
             for _ in range(100):
                 conn.send(b"x")
                 conn.recv(1)
             count += 100
-        return count / (time.perf_counter() - started)
+        elapsed = time.perf_counter() - started
+        return count / elapsed, (time.process_time() - cpu) / elapsed
 
 
 def compare(
@@ -359,14 +379,22 @@ def compare(
         for where in ("same_node", "across_nodes"):
             a_server, b_server = (a.near, b.near) if where == "same_node" else (a.far, b.far)
             for metric in METRICS:
+                mine, theirs = list[float](), list[float]()
+
+                def take(metric: Metric, client: Place, server: Place, busy: list[float]) -> float:
+                    sample = measure(metric, client, server, seconds)
+                    busy.append(sample.per_cpu_second)
+                    return sample.per_second
+
                 result = paired(
-                    lambda m=metric, s=a_server: measure(m, a.client, s, seconds),  # type: ignore[misc]
-                    lambda m=metric, s=b_server: measure(m, b.client, s, seconds),  # type: ignore[misc]
+                    partial(take, metric, a.client, a_server, mine),
+                    partial(take, metric, b.client, b_server, theirs),
                     rounds,
                     more_is_better=True,
                 )
                 figures[f"{where}/{metric}"] = {
                     **result.as_json(),
+                    "ratio_per_cpu_second": round(median(mine) / median(theirs), 4),
                     "meets_target": result.ratio >= _TARGET,
                 }
     return figures
@@ -389,7 +417,7 @@ def main() -> None:
         serve_rr()
         return
     if args.rr_client:
-        print(ask_rr(args.rr_client, args.seconds))
+        print(*ask_rr(args.rr_client, args.seconds))
         return
     if os.geteuid() != 0 or not shutil.which("iperf3"):
         raise SystemExit("needs root and iperf3 (apt-get install iperf3)")
