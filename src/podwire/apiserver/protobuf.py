@@ -61,6 +61,12 @@ def parse(body: bytes) -> dict[str, Any]:
     return {"apiVersion": api_version, "kind": kind, **document}
 
 
+def is_known(group: str, version: str, kind: str) -> bool:
+    """Whether bodies of this kind can be read; custom kinds and their definitions cannot."""
+    name = schemas.kind_definitions().get((group, version, kind))
+    return name is not None and _short(name) in _numbers()
+
+
 def _envelope(span: Span) -> tuple[str, str, Span]:
     """runtime.Unknown: {1: TypeMeta {1: apiVersion, 2: kind}, 2: raw}."""
     api_version, kind, raw = "", "", (b"", 0, 0)

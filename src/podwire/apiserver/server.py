@@ -220,11 +220,13 @@ def _check_scope(request: Request) -> None:
 
 
 def _check_media(request: Request) -> None:
-    """Custom kinds have no protobuf form, DeleteOptions have one everywhere. Raises ApiError."""
+    """Not every kind has a protobuf form here, but DeleteOptions do. Raises ApiError 415."""
     if not request.body or request.content_type not in (protobuf.CONTENT_TYPE, _CBOR):
         return
     accepted: tuple[str, ...] = (discovery.JSON, _YAML)
-    if not request.resource.is_custom or request.verb in ("delete", "deletecollection"):
+    resource = request.resource
+    known = protobuf.is_known(resource.group, resource.version, resource.kind)
+    if known or request.verb in ("delete", "deletecollection"):
         accepted = (*accepted, protobuf.CONTENT_TYPE)
     if request.content_type not in accepted:
         raise pipeline.unsupported_media(request.content_type, accepted)

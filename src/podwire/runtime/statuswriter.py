@@ -1,21 +1,34 @@
 """The pod's status towards the API: written only when it differs from what was written before.
 
-    slots, view -> render (pure) -> difference -> one merge patch
+    slots, view -> render (pure) -> difference -> one strategic merge patch
 
-Others write here too: node life cycle sets Ready=False while a node is silent, and whoever may
-patch may say anything. `disagrees` notices; the next write then says everything again.
+Others write here too: the scheduler's PodScheduled, node life cycle's Ready=False while a node is
+silent, and whoever may patch may say anything. Conditions merge by type, so theirs stay.
+`disagrees` notices what contradicts; the next write then says everything again.
 """
 
 from __future__ import annotations
 
 import time
 
+from podwire.client import PatchType
 from podwire.errors import NotFoundError
 from podwire.objects import kinds
 from podwire.objects.core import Pod
 from podwire.objects.meta import JsonObject
 from podwire.runtime.livepod import LivePod
 from podwire.runtime.status import OWNED_CONDITIONS, difference, final_phase, render
+
+
+def strategic(changed: JsonObject) -> JsonObject:
+    """Changed fields as a strategic merge patch: own conditions only, addresses as a whole."""
+    patch = dict(changed)
+    if patch.get("conditions"):
+        patch["conditions"] = [c for c in patch["conditions"] if c["type"] in OWNED_CONDITIONS]
+    for key in ("podIPs", "hostIPs"):
+        if patch.get(key):  # merged by address otherwise: a former one would stay
+            patch[key] = [{"$patch": "replace"}, *patch[key]]
+    return patch
 
 
 class StatusWriter:
@@ -58,8 +71,8 @@ class StatusWriter:
             await live.host.api.request(
                 "PATCH",
                 kinds.POD.path(meta.namespace, meta.name, "status"),
-                body={"metadata": {"uid": meta.uid}, "status": changed},
-                content_type="application/merge-patch+json",
+                body={"metadata": {"uid": meta.uid}, "status": strategic(changed)},
+                content_type=PatchType.STRATEGIC.value,
             )
         except NotFoundError:
             pass  # the watch will tell

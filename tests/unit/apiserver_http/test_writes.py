@@ -179,6 +179,9 @@ async def test_protobuf_bodies_get_json_answers(api: Api) -> None:
     assert (code, refused["reason"]) == (400, "BadRequest")
     code, refused = await api.call("PATCH", f"{MAPS}/a", PROTOBUF_MAP, content=PROTOBUF)
     assert (code, refused["reason"]) == (415, "UnsupportedMediaType")
+    crds = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
+    code, refused = await api.call("POST", crds, PROTOBUF_MAP, content=PROTOBUF)
+    assert (code, refused["reason"]) == (415, "UnsupportedMediaType")
     code, refused = await api.call("POST", MAPS, b"\xa0", content="application/cbor")
     assert (code, refused["reason"]) == (415, "UnsupportedMediaType")
 
