@@ -11,6 +11,8 @@
     ├── AddressError          bad or overlapping CIDRs, no addresses left
     │   └── ExhaustedError
     ├── ContainerError        a sandbox, container or image could not be made to work
+    │   └── ConfigError           something a container refers to is missing or malformed
+    ├── NodeRemovedError      this node's Node was deleted: its agent is to end for good
     └── ApiError              a Kubernetes API answered with a Status (has code, reason, causes)
         ├── BadRequestError 400   ├── UnauthorizedError 401   ├── ForbiddenError 403
         ├── NotFoundError 404     ├── ConflictError 409       ├── AlreadyExistsError 409
@@ -91,6 +93,17 @@ class ContainerError(PodwireError):
     def __init__(self, message: str, *, reason: str = "Failed") -> None:
         self.reason = reason
         super().__init__(message)
+
+
+class ConfigError(ContainerError):
+    """What kubelet reports as CreateContainerConfigError."""
+
+    def __init__(self, message: str, *, reason: str = "CreateContainerConfigError") -> None:
+        super().__init__(message, reason=reason)
+
+
+class NodeRemovedError(PodwireError):
+    pass
 
 
 @dataclass(frozen=True)

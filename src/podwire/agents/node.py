@@ -17,13 +17,12 @@ from podwire.client import Api
 from podwire.cni.attach import KernelPodNetwork
 from podwire.cni.config import NetworkConfig
 from podwire.cni.ipam import LeaseStore
-from podwire.errors import UsageError
+from podwire.errors import NodeRemovedError, UsageError
 from podwire.explain.probes import ProbeService
 from podwire.explain.probes.wire import OUTSIDE
 from podwire.runtime.config import KubeletConfig
 from podwire.runtime.containers import ContainerRuntime, Spawner
 from podwire.runtime.kubelet import Kubelet
-from podwire.runtime.node import NodeRemovedError
 from podwire.runtime.server import KubeletServer
 
 _WAITING = "container runtime network not ready: waiting for the node's podCIDR"

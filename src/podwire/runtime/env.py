@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from decimal import ROUND_CEILING, Decimal
 from typing import Final
 
+from podwire.errors import ConfigError
 from podwire.objects.core import Container, EnvFromSource, EnvVarSource, Pod, ResourceFieldSelector
 
 _EXPANSION: Final = re.compile(r"\$(\$|\(([^()]*)\))?")
@@ -36,10 +37,6 @@ _SUFFIXES: Final = {
 
 Data = Mapping[str, str]
 Lookup = Callable[[str], Data | None]
-
-
-class ConfigError(Exception):
-    """What kubelet reports as CreateContainerConfigError."""
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from typing import Any
 
 from podwire.client import Api, Change, Informer
 from podwire.cni import PodNetwork
-from podwire.errors import KernelError, PodwireError
+from podwire.errors import KernelError, NodeRemovedError, PodwireError
 from podwire.objects import kinds
 from podwire.objects.core import Pod
 from podwire.runtime import EXIT_NODE_REMOVED
@@ -26,7 +26,7 @@ from podwire.runtime.containers import ContainerRuntime, Spawner
 from podwire.runtime.events import PodEvents
 from podwire.runtime.hostfiles import NO_RESOLVER, ResolvConf
 from podwire.runtime.launch import Host, PolicyReady, no_policy
-from podwire.runtime.node import NodeRegistration, NodeRemovedError, render_node_status
+from podwire.runtime.node import NodeRegistration, render_node_status
 from podwire.runtime.podspec import SpecBuilder
 from podwire.runtime.references import References
 from podwire.runtime.sandbox import Sandbox

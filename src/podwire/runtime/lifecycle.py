@@ -75,16 +75,8 @@ async def run_hook(
 
 async def _call(hook: LifecycleHandler, spec: Container, address: str, timeout_s: float) -> Outcome:
     if hook.http_get is not None:
-        http = hook.http_get
-        check = http_check(
-            http.host or address,
-            resolve_port(http.port, spec.ports),
-            http.path or "/",
-            host=http.host,
-            tls=http.scheme.upper() == "HTTPS",
-            headers=[(header.name, header.value) for header in http.http_headers],
-            timeout_s=timeout_s,
-        )
+        port = resolve_port(hook.http_get.port, spec.ports)
+        check = http_check(hook.http_get, address, port, timeout_s)
     else:
         assert hook.tcp_socket is not None
         tcp = hook.tcp_socket

@@ -15,7 +15,7 @@ from msgspec import Struct
 
 from podwire import __version__
 from podwire.client import Api, Change, Informer
-from podwire.errors import AlreadyExistsError, ApiError, NotFoundError
+from podwire.errors import AlreadyExistsError, ApiError, NodeRemovedError, NotFoundError
 from podwire.objects import kinds
 from podwire.objects.core import Node
 from podwire.objects.meta import JsonObject, format_micro_time, format_time
@@ -114,10 +114,6 @@ def _memory_kib() -> int:
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 1024
 
 
-class NodeRemovedError(Exception):
-    """This node's Node object was deleted: the agent is to end for good."""
-
-
 class NodeRegistration:
     """Registers the node, keeps its Lease, and knows when somebody deleted it."""
 
@@ -149,7 +145,7 @@ class NodeRegistration:
             await self._api.patch(kinds.NODE, name, {"metadata": {"labels": _labels(self._config)}})
         except NotFoundError:
             if self._was_registered():
-                raise NodeRemovedError(name) from None
+                raise NodeRemovedError(f"node {name}: it was deleted") from None
             try:
                 body = render_node(self._config, self._runtime_version)
                 node = await self._api.create(kinds.NODE, body)

@@ -7,7 +7,7 @@ import base64
 from collections.abc import Mapping
 
 from podwire.client import Api
-from podwire.errors import ContainerError, NotFoundError
+from podwire.errors import NotFoundError
 from podwire.objects import kinds
 from podwire.objects.core import Container, Pod
 from podwire.runtime.config import KubeletConfig
@@ -16,13 +16,11 @@ from podwire.runtime.containers import (
     Resources,
     User,
 )
-from podwire.runtime.env import ConfigError, PodFacts, environment, expand, parse_quantity
+from podwire.runtime.env import PodFacts, environment, expand, parse_quantity
 from podwire.runtime.hostfiles import kernel_hostname
 from podwire.runtime.sandbox import Sandbox
 from podwire.runtime.state import Slot
 from podwire.runtime.volumes import Volumes
-
-_REASON = "CreateContainerConfigError"
 
 
 class SpecBuilder:
@@ -45,13 +43,10 @@ class SpecBuilder:
     async def environment(
         self, pod: Pod, container: Container, sandbox: Sandbox, *, lenient: bool = False
     ) -> dict[str, str]:
-        """Raises `ContainerError` (CreateContainerConfigError) for a missing reference."""
+        """Raises `ConfigError` for a missing reference."""
         maps, secrets = await self._references(pod, container)
         facts = self.facts(sandbox)
-        try:
-            env = environment(pod, container, facts, maps.get, secrets.get, lenient=lenient)
-        except ConfigError as error:
-            raise ContainerError(str(error), reason=_REASON) from error
+        env = environment(pod, container, facts, maps.get, secrets.get, lenient=lenient)
         return {"HOSTNAME": kernel_hostname(pod, self._config.cluster_domain), **env}
 
     async def _references(

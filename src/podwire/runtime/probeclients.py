@@ -23,6 +23,8 @@ from typing import Any, Final, NamedTuple
 
 import hpack
 
+from podwire.objects.core import HttpGetAction
+
 USER_AGENT: Final = "kube-probe/1.33"
 _LINGER_RESET: Final = struct.pack("ii", 1, 0)
 _MAX_ANSWER: Final = 10 * 1024
@@ -63,38 +65,34 @@ class Check:
     server_name: str = ""
 
 
-def http_check(
-    address: str,
-    port: int,
-    path: str,
-    *,
-    host: str,
-    tls: bool,
-    headers: list[tuple[str, str]],
-    timeout_s: float,
-) -> Check:
-    """An httpGet probe: 200 to 399 is success (redirects are not followed)."""
-    authority = _authority(host or address, port)
-    given = {name.lower(): value for name, value in headers}
+def http_check(action: HttpGetAction, address: str, port: int, timeout_s: float) -> Check:
+    """An httpGet probe: 200 to 399 is success (redirects are not followed).
+
+    `address` and `port` are where the action points to unless it names a host of its own.
+    """
+    host, path = action.host or address, action.path or "/"
+    tls = action.scheme.upper() == "HTTPS"
+    authority = _authority(host, port)
+    given = {header.name.lower(): header.value for header in action.http_headers}
     lines = [f"GET {path if path.startswith('/') else '/' + path} HTTP/1.1"]
     lines.append(f"Host: {given.get('host', authority)}")
     if "user-agent" not in given:
         lines.append(f"User-Agent: {USER_AGENT}")
     if "accept" not in given:
         lines.append("Accept: */*")
-    lines += [f"{name}: {value}" for name, value in headers if name.lower() != "host"]
+    lines += [f"{h.name}: {h.value}" for h in action.http_headers if h.name.lower() != "host"]
     lines += ["Connection: close", "", ""]
     url = f"{'https' if tls else 'http'}://{authority}{path}"
     return Check(
-        host or address,
+        host,
         port,
         timeout_s,
         "\r\n".join(lines).encode(),
         _judge_http,
-        f'Get "{url}": dial tcp {_authority(address, port)}: ',
+        f'Get "{url}": dial tcp {authority}: ',
         f'Get "{url}": context deadline exceeded (Client.Timeout exceeded while awaiting headers)',
         tls=tls,
-        server_name=given.get("host", host),
+        server_name=given.get("host", action.host),
     )
 
 

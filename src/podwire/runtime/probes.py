@@ -90,16 +90,8 @@ def compile_check(probe: Probe, container: Container, address: str) -> Check | N
     """The network check of a probe, or None for exec. Raises ValueError for an unknown port."""
     timeout = max(probe.timeout_seconds, 1)
     if probe.http_get is not None:
-        http = probe.http_get
-        return http_check(
-            http.host or address,
-            resolve_port(http.port, container.ports),
-            http.path or "/",
-            host=http.host,
-            tls=http.scheme.upper() == "HTTPS",
-            headers=[(header.name, header.value) for header in http.http_headers],
-            timeout_s=timeout,
-        )
+        port = resolve_port(probe.http_get.port, container.ports)
+        return http_check(probe.http_get, address, port, timeout)
     if probe.tcp_socket is not None:
         tcp = probe.tcp_socket
         return tcp_check(tcp.host or address, resolve_port(tcp.port, container.ports), timeout)

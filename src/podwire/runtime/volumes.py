@@ -23,14 +23,13 @@ from typing import Any, NamedTuple
 import msgspec
 
 from podwire.client import Api
-from podwire.errors import ContainerError, NotFoundError
+from podwire.errors import ConfigError, ContainerError, NotFoundError
 from podwire.objects import kinds
 from podwire.objects.core import Container, Pod, ResourceFieldSelector, Volume
 from podwire.objects.meta import JsonObject
 from podwire.runtime.config import KubeletConfig
 from podwire.runtime.containers import Mount
 from podwire.runtime.env import (
-    ConfigError,
     PodFacts,
     expand,
     field_value,

@@ -7,8 +7,9 @@ from typing import Any
 import msgspec
 import pytest
 
+from podwire.errors import ConfigError
 from podwire.objects.core import Container, Pod
-from podwire.runtime.env import ConfigError, PodFacts, environment, expand, parse_quantity
+from podwire.runtime.env import PodFacts, environment, expand, parse_quantity
 
 FACTS = PodFacts(("10.244.0.5", "fd00::5"), ("172.30.0.2",), "node-1", {"cpu": "4"})
 MAPS = {"cm": {"a": "1", "b": "two"}}

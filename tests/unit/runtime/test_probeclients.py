@@ -6,13 +6,14 @@ import hpack
 import msgspec
 import pytest
 
-from podwire.objects.core import Container, Probe
+from podwire.objects.core import Container, HttpGetAction, HttpHeader, Probe
 from podwire.runtime.probeclients import Check, grpc_check, http_check, tcp_check
 from podwire.runtime.probes import compile_check, resolve_port
 
 
 def http() -> Check:
-    return http_check("10.0.0.1", 80, "/x", host="", tls=False, headers=[("X-A", "b")], timeout_s=1)
+    action = HttpGetAction(port=80, path="/x", http_headers=[HttpHeader(name="X-A", value="b")])
+    return http_check(action, "10.0.0.1", 80, 1)
 
 
 def test_http_request_is_a_kube_probe() -> None:

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from podwire.errors import ContainerError
-from podwire.runtime.env import ConfigError
+from podwire.errors import ConfigError, ContainerError
 from podwire.runtime.volumes import File, pick, write_tree
 
 

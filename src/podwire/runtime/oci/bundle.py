@@ -10,7 +10,7 @@ Source: runtime-spec config.md and config-linux.md; Docker's default capabilitie
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -165,15 +165,18 @@ def _plain(names: Sequence[str]) -> set[str]:
     return {name.upper().removeprefix("CAP_") for name in names}
 
 
+@dataclass(frozen=True)
+class Program:
+    """What is started: a container's own program, or one executed in it."""
+
+    args: Sequence[str]
+    env: Mapping[str, str]
+    cwd: str
+    tty: bool = False
+
+
 def process(
-    spec: ContainerSpec,
-    identity: Identity,
-    args: Sequence[str],
-    env: dict[str, str],
-    cwd: str,
-    *,
-    tty: bool,
-    place: Place,
+    spec: ContainerSpec, identity: Identity, program: Program, place: Place
 ) -> dict[str, Any]:
     """The `process` object: of a container, and of an exec into it."""
     bounding = capabilities(spec)
@@ -181,11 +184,11 @@ def process(
     own = bounding if identity.uid == 0 else []
     limit = min(_NOFILE, place.nofile_limit)
     return {
-        "terminal": tty,
+        "terminal": program.tty,
         "user": _user(identity, rootless=place.rootless),
-        "args": list(args),
-        "env": [f"{name}={value}" for name, value in env.items()],
-        "cwd": cwd,
+        "args": list(program.args),
+        "env": [f"{name}={value}" for name, value in program.env.items()],
+        "cwd": program.cwd,
         "capabilities": {"bounding": bounding, "effective": own, "permitted": own},
         "rlimits": [{"type": "RLIMIT_NOFILE", "hard": limit, "soft": limit}],
         "noNewPrivileges": not spec.allow_privilege_escalation and not spec.privileged,

@@ -121,15 +121,13 @@ class OciRuntime:
         self._check_ids(spec, identity)
         args = bundle.process_args(spec, config)
         place = await self._place(spec)
-        process = bundle.process(
-            spec,
-            identity,
+        program = bundle.Program(
             args,
             bundle.environment(spec, config, identity.home),
             spec.working_dir or config.working_dir or "/",
-            tty=spec.tty,
-            place=place,
+            spec.tty,
         )
+        process = bundle.process(spec, identity, program, place)
         config_json = bundle.config_json(spec, process, place)
         for name in ("rootfs", "upper", "work", "scratch", "l"):
             (directory / name).mkdir(parents=True, mode=0o755)

@@ -90,7 +90,7 @@ def test_capabilities(
 
 def _config(spec: ContainerSpec, place: bundle.Place = ROOT) -> dict[str, object]:
     identity = bundle.Identity(5, 6, (7,))
-    process = bundle.process(spec, identity, ["x"], {"A": "b"}, "/", tty=False, place=place)
+    process = bundle.process(spec, identity, bundle.Program(["x"], {"A": "b"}, "/"), place)
     return bundle.config_json(spec, process, place)
 
 
@@ -141,8 +141,8 @@ def test_mounts_of_the_pod_win_and_nest() -> None:
 
 def test_only_root_has_capabilities_at_once() -> None:
     place = ROOT
-    own = bundle.process(SPEC, bundle.Identity(), ["x"], {}, "/", tty=False, place=place)
-    other = bundle.process(SPEC, bundle.Identity(5), ["x"], {}, "/", tty=False, place=place)
+    own = bundle.process(SPEC, bundle.Identity(), bundle.Program(["x"], {}, "/"), place)
+    other = bundle.process(SPEC, bundle.Identity(5), bundle.Program(["x"], {}, "/"), place)
     assert own["capabilities"]["effective"] == own["capabilities"]["bounding"]
     assert other["capabilities"]["effective"] == []
     assert other["capabilities"]["bounding"]
