@@ -44,6 +44,11 @@ _FIXED = (
     "node_cidrs",
     "node_mask",
     "mtu",
+    "hairpin_mode",
+    "non_masquerade_cidrs",
+    "max_pods",
+    "probe_delays",
+    "state_dir",
 )
 
 
@@ -138,12 +143,24 @@ def up(spec: LabSpec, progress: Progress = lambda _: None) -> bool:
             paths.create()
             _clear_leftovers(paths)
             if spec.state_dir:
-                Path(spec.state_dir).mkdir(mode=0o700, parents=True, exist_ok=True)
+                _make_state(spec)
             _launch(paths, spec, progress)
         except BaseException:
             _undo(paths, fresh)
             raise
         return True
+
+
+def _make_state(spec: LabSpec) -> None:
+    """The folder the store is kept in; two running labs would write one database."""
+    for name in labs():
+        other = read_spec(LabPaths.of(name)) if name != spec.name and running(name) else None
+        if other is not None and other.state_dir == spec.state_dir:
+            raise LabExistsError(f"--state {spec.state_dir}: is in use by the running lab {name}")
+    try:
+        Path(spec.state_dir).mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise LabError(f"--state {spec.state_dir}: {error.strerror}") from error
 
 
 def _undo(paths: LabPaths, fresh: bool) -> None:
@@ -188,10 +205,14 @@ def _launch(paths: LabPaths, spec: LabSpec, progress: Progress) -> None:
         api = stack.enter_context(_listen("127.0.0.1", _api_port(paths, spec)))
         port: int = api.getsockname()[1]
         (paths.state(spec.state_dir) / "api-port").write_text(str(port))
-        published = {
-            entry.port: stack.enter_context(_listen(entry.host, entry.port))
-            for entry in spec.publish
-        }
+        published: dict[int, socket.socket] = {}
+        opened: list[PublishSpec] = []
+        for entry in spec.publish:
+            sock = stack.enter_context(_listen(entry.host, entry.port))
+            # Port 0 lets the kernel choose; what it chose is what status must say.
+            opened.append(msgspec.structs.replace(entry, port=sock.getsockname()[1]))
+            published[opened[-1].port] = sock
+        write_spec(paths, msgspec.structs.replace(spec, publish=tuple(opened)))
         control = stack.enter_context(socket.socket(socket.AF_UNIX))
         control.bind(str(paths.control_socket))
         control.listen(64)
