@@ -108,6 +108,8 @@ def test_up_again_keeps_everything(lab: Lab, tools: Any, web: Path) -> None:
         ("--overlay", "vxlan", "runs with overlay none, not vxlan"),
         ("--ip-family", "dual", "runs with ip-family ipv4, not dual"),
         ("--mtu", "1400", "runs with mtu default, not 1400"),
+        ("--max-pods", "7", "runs with max-pods 1000, not 7"),
+        ("--state", "/kept", "runs with state-dir default, not /kept"),
         ("--nodes", "1", "has 2 nodes; remove one with `kubectl delete node`"),
     ],
 )

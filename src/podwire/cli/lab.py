@@ -129,7 +129,7 @@ def _spec(name: str, options: dict[str, Any]) -> LabSpec:
     state = str(Path(options["state_dir"]).absolute()) if options["state_dir"] else ""
     base = launch.remembered(name, state) or LabSpec(name=name)
     given = _planned(options["plan_file"])
-    given |= {field: options[field] for field in _SPEC_FLAGS if options[field]}
+    given |= {field: options[field] for field in _SPEC_FLAGS if options[field] not in (None, ())}
     if state:
         given["state_dir"] = state
     planned = given.pop("nodes", 0)
@@ -156,7 +156,11 @@ def _planned(path: str) -> dict[str, Any]:
     """What a plan fixes; the flags say the rest."""
     if not path:
         return {}
-    plan = parse_plan(Path(path).read_text(encoding="utf-8"))
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"--plan {path}: {getattr(error, 'strerror', error)}") from error
+    plan = parse_plan(text)
     families = {family.family: family for family in plan.families}
     return {
         "nodes": max(
@@ -189,9 +193,12 @@ def parse_duration(text: str) -> float:
     else:
         scale = 1.0
     try:
-        return float(text) * scale
+        seconds = float(text) * scale
     except ValueError as error:
         raise UsageError(f"{text!r} is not a duration; write 60s, 2m or 500ms") from error
+    if not seconds >= 0:
+        raise UsageError(f"{text!r} is not a duration; it cannot be negative")
+    return seconds
 
 
 def print_nodes(lab: Lab) -> None:
@@ -265,9 +272,20 @@ def status(name: str | None, lab: str | None, output: str) -> None:
     for line in found.published:
         click.echo(f"published {line}")
     for impairment in found.impairments:
-        click.echo(f"impaired {impairment}")
+        click.echo(f"impaired {_impairment_line(impairment)}")
     for feature, why in found.unsupported.items():
         click.echo(f"not on this machine: {feature}: {why}")
+
+
+def _impairment_line(entry: dict[str, Any]) -> str:
+    """`node-1 node-2: rate 10mbit`, in the words that made it."""
+    words = [
+        "down" if entry["down"] else "",
+        f"loss {entry['loss_percent']:g}%" if entry["loss_percent"] else "",
+        f"rate {entry['rate_bit'] / 1e6:g}mbit" if entry["rate_bit"] else "",
+        f"delay {entry['delay_s'] * 1e3:g}ms" if entry["delay_s"] else "",
+    ]
+    return f"{entry['a']} {entry['b']}: {' '.join(filter(None, words))}"
 
 
 @click.group()

@@ -14,8 +14,8 @@ from podwire.cli.lab import parse_duration
 from podwire.cli.output import lab_option, output_option, print_structured, progress
 from podwire.errors import LabError, UsageError
 from podwire.lab import Lab, LabPod, launch
-from podwire.lab.fabric import OUTSIDE
 from podwire.lab.paths import LabPaths
+from podwire.lab.spec import OUTSIDE
 from podwire.objects import kinds
 from podwire.runtime.streams.client import ExecTarget, exec_client
 
@@ -63,10 +63,11 @@ def delete(files: tuple[str, ...], namespace: str, lab: str | None) -> None:
     context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
     add_help_option=False,
 )
+@lab_option
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
-def kubectl(arguments: tuple[str, ...]) -> NoReturn:
-    """Run the real kubectl against the lab."""
-    _exec_kubectl(_running(None).paths, *arguments)
+def kubectl(arguments: tuple[str, ...], lab: str | None) -> NoReturn:
+    """Run the real kubectl against the lab; `--lab NAME` comes first."""
+    _exec_kubectl(_running(lab).paths, *arguments)
 
 
 def _exec_kubectl(paths: LabPaths, *arguments: str) -> NoReturn:

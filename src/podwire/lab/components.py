@@ -22,9 +22,8 @@ from podwire.client import Api, Endpoint
 from podwire.controllers.config import ControllerConfig
 from podwire.controllers.manager import run as run_controllers
 from podwire.lab import publish as relay
-from podwire.lab.fabric import OUTSIDE
 from podwire.lab.holder import Context
-from podwire.lab.spec import API_PORT
+from podwire.lab.spec import API_PORT, OUTSIDE
 from podwire.lab.wire import ForkSpawner
 from podwire.runtime.config import KubeletConfig
 from podwire.runtime.oci import OciRuntime

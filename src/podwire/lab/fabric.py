@@ -36,15 +36,16 @@ from podwire.kernel.requests import Address as LinkAddress
 from podwire.kernel.rtnl import Rtnl
 from podwire.lab.spec import (
     API_HOST_NUMBER,
+    OUTSIDE,
     OUTSIDE_ADDRESSES,
     OUTSIDE_NETWORKS,
+    ROUTER,
     LabSpec,
     NodeSpec,
 )
 
 BRIDGE = "podwire0"
 UPLINK = "eth0"
-ROUTER, OUTSIDE = "router", "outside"
 
 
 def port_name(node: NodeSpec) -> str:

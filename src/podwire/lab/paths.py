@@ -22,9 +22,14 @@ def run_root() -> Path:
     return Path(configured) if configured else Path(f"/tmp/podwire-{os.getuid()}")
 
 
+def is_name(name: str) -> bool:
+    """Whether it is one DNS label, short enough for the paths of unix sockets."""
+    return _NAME.fullmatch(name) is not None
+
+
 def check_name(name: str) -> None:
     """Raise `UsageError` for what is not one DNS label: a name becomes a folder, a host, a key."""
-    if not _NAME.fullmatch(name):
+    if not is_name(name):
         raise UsageError(
             f"lab name {name!r}: up to 32 of a-z, 0-9 and '-', not starting or ending with '-'"
         )

@@ -31,7 +31,7 @@ from podwire.cni.config import (
     Overlay,
 )
 from podwire.errors import AddressError, UsageError
-from podwire.lab.paths import check_name
+from podwire.lab.paths import check_name, is_name
 
 IpFamily = Literal["ipv4", "ipv6", "dual"]
 ProbeDelays = Literal["standin", "manifest"]
@@ -60,6 +60,9 @@ OUTSIDE_ADDRESSES: dict[int, Address] = {
     4: IPv4Address("203.0.113.10"),
     6: IPv6Address("2001:db8:113::10"),
 }
+# Hosts of the fabric that are no nodes, and so no node's name.
+ROUTER, OUTSIDE = "router", "outside"
+_LABEL_VALUE = re.compile(r"([a-zA-Z0-9]([-a-zA-Z0-9_.]{0,61}[a-zA-Z0-9])?)?")
 API_HOST_NUMBER = 1
 # The router is .254, or the last address of a smaller node network.
 _ROUTER_HOST_NUMBER = 254
@@ -216,7 +219,9 @@ def next_node(spec: LabSpec, name: str, zone: str) -> NodeSpec:
     free = next((n for n in range(2, MAX_NODES + 2) if n not in used), None)
     if free is None:
         raise UsageError(f"lab {spec.name}: already has {MAX_NODES} nodes")
-    return NodeSpec(name or f"node-{free - API_HOST_NUMBER}", free, zone or "zone-1")
+    node = NodeSpec(name or f"node-{free - API_HOST_NUMBER}", free, zone or "zone-1")
+    _check_node(node)
+    return node
 
 
 def parse_publish(text: str) -> PublishSpec:
@@ -250,9 +255,34 @@ def check(spec: LabSpec) -> None:
     names = [node.name for node in spec.nodes]
     if len(set(names)) != len(names):
         raise UsageError(f"lab {spec.name}: two nodes have one name")
+    for node in spec.nodes:
+        _check_node(node)
+    if spec.max_pods < 1:
+        raise UsageError(f"--max-pods {spec.max_pods}: a node holds at least one pod")
+    for text in spec.non_masquerade_cidrs:
+        try:
+            ip_network(text)
+        except ValueError as error:
+            raise AddressError(f"--non-masquerade-cidr {text}: {error}") from error
     _check_sizes(spec)
     _check_overlaps(spec)
     _check_mtu(spec)
+
+
+def _check_node(node: NodeSpec) -> None:
+    """A name the API server refuses would leave a machine whose agent can never register."""
+    if not is_name(node.name):
+        raise UsageError(
+            f"node name {node.name!r}: up to 32 of a-z, 0-9 and '-', "
+            "not starting or ending with '-'"
+        )
+    if node.name in (ROUTER, OUTSIDE):
+        raise UsageError(f"node name {node.name!r}: is a host of the lab's own")
+    if not _LABEL_VALUE.fullmatch(node.zone):
+        raise UsageError(
+            f"zone {node.zone!r}: becomes a label; up to 63 letters, digits, '-', '_' and '.', "
+            "starting and ending with a letter or digit"
+        )
 
 
 def _check_mtu(spec: LabSpec) -> None:
@@ -262,7 +292,7 @@ def _check_mtu(spec: LabSpec) -> None:
     most = _SEGMENT_MTU - overhead
     if spec.mtu and not least <= spec.mtu <= most:
         raise UsageError(
-            f"--mtu {spec.mtu}: pods of an {spec.ip_family} lab"
+            f"--mtu {spec.mtu}: pods of this {spec.ip_family} lab"
             f"{' with vxlan' if overhead else ''} have an MTU between {least} and {most}"
         )
 

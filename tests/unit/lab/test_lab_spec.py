@@ -114,6 +114,36 @@ def test_next_node_takes_the_lowest_free_number() -> None:
         specs.next_node(lab(198), "", "")
 
 
+@pytest.mark.parametrize("name", ["Bad_Name", "a.b", "-a", "a" * 33, "outside", "router"])
+def test_nodes_that_could_never_register_are_refused(name: str) -> None:
+    """Such a node would be built, and every later `up` would wait for it in vain."""
+    with pytest.raises(UsageError, match="node name"):
+        specs.next_node(lab(1), name, "")
+    with pytest.raises(UsageError, match="node name"):
+        specs.check(LabSpec(name="t", nodes=(NodeSpec(name, 2),)))
+
+
+@pytest.mark.parametrize("zone", ["a!", "-a", "a" * 64])
+def test_zones_are_label_values(zone: str) -> None:
+    with pytest.raises(UsageError, match="becomes a label"):
+        specs.next_node(lab(1), "", zone)
+    with pytest.raises(UsageError, match="becomes a label"):
+        specs.check(LabSpec(name="t", nodes=specs.make_nodes(1, (zone,))))
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"max_pods": 0}, "--max-pods 0: a node holds at least one pod"),
+        ({"non_masquerade_cidrs": ("x",)}, "--non-masquerade-cidr x: 'x' does not appear"),
+    ],
+)
+def test_what_agents_would_choke_on_is_refused(fields: dict[str, Any], says: str) -> None:
+    with pytest.raises((UsageError, AddressError)) as refused:
+        specs.check(lab(**fields))
+    assert says in str(refused.value)
+
+
 def test_extend_nodes() -> None:
     spec = lab(2)
     assert specs.extend_nodes(spec, 2, ()) == spec.nodes
