@@ -65,7 +65,7 @@ def cli() -> None:
 
 def main() -> NoReturn:
     try:
-        cli(prog_name="podwire", standalone_mode=False)
+        code = cli(prog_name="podwire", standalone_mode=False)
     except click.exceptions.Exit as stop:
         sys.exit(stop.exit_code)
     except click.exceptions.Abort:
@@ -81,4 +81,4 @@ def main() -> NoReturn:
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(141)
-    sys.exit(0)
+    sys.exit(code if isinstance(code, int) else 0)

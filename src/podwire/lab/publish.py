@@ -186,4 +186,7 @@ async def run(api: Api, pins: Path, listener: socket.socket, target: Target) -> 
     async with asyncio.TaskGroup() as group:
         group.create_task(pods.run())
         group.create_task(services.run())
+        # Connections wait in the listener's backlog until it is known where they can go.
+        await pods.synced.wait()
+        await services.synced.wait()
         group.create_task(relay.serve(listener, target))
