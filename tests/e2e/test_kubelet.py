@@ -454,7 +454,8 @@ async def _out_of_addresses(world: World) -> None:
     # An address given back goes to one that waits for it.
     served = next(pod for pod in pods if pod.ready)
     await world.api.delete(kinds.POD, served.metadata.name, "default", grace_period_s=0)
-    await world.until(starved.metadata.name, is_ready)
+    fed = await world.until(starved.metadata.name, is_ready)
+    assert [c.reason for c in fed.status.conditions if c.status == "True" and c.reason] == []
 
 
 async def _kubelet_api(world: World) -> None:

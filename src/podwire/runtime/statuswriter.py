@@ -24,7 +24,12 @@ def strategic(changed: JsonObject) -> JsonObject:
     """Changed fields as a strategic merge patch: own conditions only, addresses as a whole."""
     patch = dict(changed)
     if patch.get("conditions"):
-        patch["conditions"] = [c for c in patch["conditions"] if c["type"] in OWNED_CONDITIONS]
+        # Merged by type: a reason or message that no longer holds has to be taken away.
+        patch["conditions"] = [
+            {"reason": None, "message": None, **condition}
+            for condition in patch["conditions"]
+            if condition["type"] in OWNED_CONDITIONS
+        ]
     for key in ("podIPs", "hostIPs"):
         if patch.get(key):  # merged by address otherwise: a former one would stay
             patch[key] = [{"$patch": "replace"}, *patch[key]]
