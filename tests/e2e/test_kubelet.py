@@ -421,6 +421,30 @@ async def _liveness(world: World) -> None:
     await world.until("bad", lambda pod: restarts(pod) >= 1)
 
 
+async def _new_image(world: World) -> None:
+    """Kubelet restarts a container whose image changed, whatever the restart policy says."""
+    await world.create("web", {"containers": [container("c", 80)], "restartPolicy": "Never"})
+    await world.until("web", is_ready)
+    image = {"spec": {"containers": [{"name": "c", "image": "example.com/app:2"}]}}
+    await world.api.patch(kinds.POD, "web", image, "default", patch_type=PatchType.STRATEGIC)
+    pod = await world.until("web", lambda pod: pod.ready and restarts(pod) == 1)
+    (status,) = pod.status.container_statuses
+    assert status.image == "example.com/app:2"
+    assert get(pod.status.pod_ip, 80, "/hostname") == "web"
+
+
+async def _readiness_by_annotation(world: World) -> None:
+    probe = {"httpGet": {"port": 80}, "periodSeconds": 1, "failureThreshold": 1}
+    await world.create("web", {"containers": [container("c", 80, readinessProbe=probe)]})
+    await world.until("web", is_ready)
+    for status, ready in (("503", False), (None, True)):
+        annotations = {"standin.podwire.dev/http-status": status}
+        patch = {"metadata": {"annotations": annotations}}
+        await world.api.patch(kinds.POD, "web", patch, "default")
+        pod = await world.until("web", lambda pod, ready=ready: pod.ready is ready)
+        assert restarts(pod) == 0
+
+
 async def _out_of_addresses(world: World) -> None:
     for number in range(6):
         await world.create(f"p{number}", {"containers": [container()]})
@@ -651,6 +675,8 @@ async def _logs_and_attach_of_what_has_none(world: World) -> None:
         _agent_killed,
         _standins_killed,
         _liveness,
+        _new_image,
+        _readiness_by_annotation,
         _out_of_addresses,
         _kubelet_api,
         _node_deleted,

@@ -24,7 +24,7 @@ from podwire.runtime.livepod import LivePod
 from podwire.runtime.podvolumes import PodVolumes
 from podwire.runtime.probeclients import OK, Outcome
 from podwire.runtime.probes import ContainerProbes, ProbeKind, Probing
-from podwire.runtime.standins import DIED, StandinContainer
+from podwire.runtime.standins import DIED, StandinContainer, options_from
 from podwire.runtime.state import (
     BACKOFF_MAX_S,
     BACKOFF_MIN_S,
@@ -179,6 +179,30 @@ class PodContainers:
     def labels_changed(self) -> None:
         """Labels or annotations are others: files of the downward API may show them."""
         self._volumes.stale()
+
+    def annotations_changed(self) -> None:
+        """Stand-ins answer with the new `http-status` from now on."""
+        for slot in self._live.slots:
+            if not isinstance(slot.running, StandinContainer):
+                continue
+            try:
+                options = options_from(self._live.pod, slot.spec)
+            except ContainerError as error:
+                self._live.say("Failed", str(error), warning=True)
+                return
+            slot.running.tune(options.http_status)
+
+    def specs_changed(self) -> None:
+        """A container whose image is another is restarted, as kubelet does (computePodActions)."""
+        spec = self._live.pod.spec
+        wanted = {container.name: container for container in spec.init_containers}
+        wanted |= {container.name: container for container in spec.containers}
+        for slot in self._live.slots:
+            container = wanted.get(slot.name, slot.spec)
+            if container.image != slot.spec.image and slot.take(container):
+                text = f"Container {slot.name} definition changed, will be restarted"
+                self._live.say("Killing", text)
+                self.stop_later(slot)
 
     # -- probes -----------------------------------------------------------------------------------
 

@@ -38,6 +38,7 @@ from podwire.runtime.standin.protocol import (
     Request,
     Serve,
     Stop,
+    Tune,
     decode_reply,
     encode,
 )
@@ -182,6 +183,11 @@ class StandinContainer:
         """Any signal ends a stand-in at once, cleanly: it has nothing to finish."""
         if not self.ended.done() and self._client is not None:
             self._client.stop(self.id)
+
+    def tune(self, http_status: int) -> None:
+        """Answer with another status from now on; 0 means the ordinary one."""
+        if not self.ended.done() and self._client is not None:
+            self._client.tune(self.id, http_status)
 
     async def exec(
         self, command: Sequence[str], *, tty: bool = False, stdin: bool = False
@@ -338,6 +344,10 @@ class StandinClient:
     def stop(self, identity: str) -> None:
         with contextlib.suppress(ContainerError):
             self._send(Stop(identity))
+
+    def tune(self, identity: str, http_status: int) -> None:
+        with contextlib.suppress(ContainerError):
+            self._send(Tune(identity, http_status))
 
 
 def ended_container(

@@ -62,6 +62,8 @@ class Slot:
     stopping: bool = False
     ready_at: float = 0.0
     ever_started: bool = False
+    changed: bool = False
+    """It is being stopped for its new image: it starts again whatever the restart policy."""
 
     @property
     def name(self) -> str:
@@ -87,9 +89,16 @@ class Slot:
         self.running = container
         self.image_id = container.image_id or self.image_id
         self.ever_started = True
-        self.kill_reason, self.stopping = "", False
+        self.kill_reason, self.stopping, self.changed = "", False, False
         self.waiting = ("ContainerCreating", "")
         self.not_before = self.config_retry_s = self.ready_at = 0.0
+
+    def take(self, spec: Container) -> bool:
+        """Go on with a changed specification; True when what runs has to be stopped for it."""
+        self.spec = spec
+        self.backoff_s = self.not_before = self.config_retry_s = 0.0
+        self.changed = self.running is not None and self.role != "init"
+        return self.changed
 
     def ready_by(self, now: float) -> bool:
         """Ready as kubelet counts it; an init container is ready once it succeeded."""
@@ -127,7 +136,7 @@ class Steps:
 
 def restarts(pod: Pod, slot: Slot) -> bool:
     """Whether an ended container is to be started again."""
-    if slot.ended is None or slot.role == "sidecar":
+    if slot.ended is None or slot.role == "sidecar" or slot.changed:
         return True
     if slot.role == "init":
         return slot.ended.exit_code != 0 and pod.spec.restart_policy != "Never"
@@ -183,12 +192,13 @@ def _running(slots: Sequence[Slot]) -> tuple[Slot, ...]:
 def note_exit(slot: Slot, ended: Terminated, now: float, *, innocent: bool) -> None:
     """Record an end and its back-off; the first restart is immediate, as kubelet's.
 
-    `innocent`: the container did not fail, its host process did; no back-off.
+    `innocent`: the container did not fail, its host process did; no back-off. Neither does one
+    that ended for its new image have one (kubelet's back-off is per hash of the container).
     """
     slot.running = None
     slot.ended = ended
     slot.probes = None
-    if innocent:
+    if innocent or slot.changed:
         return
     if ended.started_at and ended.finished_at - ended.started_at >= BACKOFF_RESET_S:
         slot.backoff_s = 0.0

@@ -81,6 +81,10 @@ class PodWorker:
         before, after = old.metadata, pod.metadata
         if (before.labels, before.annotations) != (after.labels, after.annotations):
             self._containers.labels_changed()
+        if before.annotations != after.annotations:
+            self._containers.annotations_changed()
+        if before.generation != after.generation and not pod.deleting:
+            self._containers.specs_changed()
         disagrees = self._status.disagrees(pod)
         if disagrees:
             self._status.distrust()

@@ -57,6 +57,28 @@ def build(which: Pod, **states: str | int) -> list[Slot]:
     return slots
 
 
+@pytest.mark.parametrize("policy", ["Always", "OnFailure", "Never"])
+def test_a_new_image_restarts_at_once_whatever_the_policy(policy: str) -> None:
+    which = pod(policy)
+    (slot,) = slots = build(which, a="run")
+    slot.backoff_s = 40.0
+    assert slot.take(msgspec.structs.replace(slot.spec, image="other"))
+    note_exit(slot, Terminated(0, 0, "", "", 1.0, 2.0, "id"), NOW, innocent=False)
+    assert plan_containers(which, slots, NOW).start == (slot,)
+    slot.note_start(cast(RunningContainer, Running("a")))
+    assert not slot.changed
+    note_exit(slot, Terminated(0, 0, "", "", 1.0, 2.0, "id"), NOW, innocent=False)
+    assert bool(plan_containers(which, slots, NOW).start) is (policy == "Always")
+
+
+def test_a_new_image_ends_the_back_off_of_what_does_not_run() -> None:
+    which = pod()
+    (slot,) = slots = build(which, a=1)
+    slot.backoff_s, slot.not_before = 160.0, NOW + 160
+    assert not slot.take(msgspec.structs.replace(slot.spec, image="other"))
+    assert plan_containers(which, slots, NOW).start == (slot,)
+
+
 @pytest.mark.parametrize(
     ("which", "states", "start", "stop"),
     [

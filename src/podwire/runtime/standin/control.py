@@ -32,6 +32,7 @@ from podwire.runtime.standin.protocol import (
     Request,
     Serve,
     Stop,
+    Tune,
     decode_request,
     encode,
 )
@@ -118,6 +119,9 @@ class Control:
                 self._serve(request, sockets)
             case Stop(id):
                 self._exit(id, 0)
+            case Tune(id, http_status):
+                if id in self._held:
+                    self._held[id].tune(http_status)
             case ListHeld():
                 for held in self._held.values():
                     agent.send(held.describe())

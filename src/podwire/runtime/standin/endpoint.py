@@ -53,7 +53,7 @@ class Endpoint:
         self.port = port
         self.log = log
         self.exit = exit_
-        self.status = serve.options.http_status or 200
+        self.tune(serve.options.http_status)
         self.ready_at = time.monotonic() + serve.options.ready_after_s
         who = {
             "namespace": serve.namespace,
@@ -65,6 +65,10 @@ class Endpoint:
             "protocol": port.protocol,
         }
         self._prefix = _encode(who)[:-1]
+
+    def tune(self, http_status: int) -> None:
+        """The status of every answer from now on; 0 is the ordinary one."""
+        self.status = http_status or 200
 
     @property
     def ready(self) -> bool:

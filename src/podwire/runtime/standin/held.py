@@ -36,6 +36,7 @@ class HeldContainer:
         self._timer: asyncio.TimerHandle | None = None
         self._closed = False
         self._log = AccessLog(serve.log_path)
+        self._endpoints = [Endpoint(serve, port, self._log, self._leave) for port in serve.ports]
 
     def describe(self) -> Held:
         serve = self.serve
@@ -43,9 +44,9 @@ class HeldContainer:
 
     def open(self) -> None:
         loop = asyncio.get_running_loop()
-        for port, sock in zip(self.serve.ports, self._sockets, strict=False):
+        for endpoint, sock in zip(self._endpoints, self._sockets, strict=False):
             sock.setblocking(False)
-            endpoint = Endpoint(self.serve, port, self._log, self._leave)
+            port = endpoint.port
             if port.protocol == "UDP":
                 loop.add_reader(sock.fileno(), self._datagrams, sock, endpoint)
             elif port.protocol == "SCTP":
@@ -55,6 +56,11 @@ class HeldContainer:
         options = self.serve.options
         if options.exit_after_s is not None:
             self._timer = loop.call_later(options.exit_after_s, self._exit, options.exit_code)
+
+    def tune(self, http_status: int) -> None:
+        """Answer with another status from now on; open connections too."""
+        for endpoint in self._endpoints:
+            endpoint.tune(http_status)
 
     def close(self) -> None:
         """End every connection with a reset, as the death of a process would."""

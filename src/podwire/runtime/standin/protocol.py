@@ -49,6 +49,13 @@ class Stop(Struct, frozen=True, tag="stop", tag_field="op"):
     id: str
 
 
+class Tune(Struct, frozen=True, tag="tune", tag_field="op"):
+    """The pod's `http-status` annotation has changed; 0 is the ordinary status."""
+
+    id: str
+    http_status: int
+
+
 class ListHeld(Struct, frozen=True, tag="list", tag_field="op"):
     pass
 
@@ -73,7 +80,7 @@ class Listed(Struct, frozen=True, tag="listed", tag_field="op"):
     pass
 
 
-Request = Serve | Stop | ListHeld
+Request = Serve | Stop | Tune | ListHeld
 Reply = Held | Exited | Listed
 
 encode = msgspec.json.Encoder().encode
