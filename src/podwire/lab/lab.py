@@ -75,7 +75,12 @@ class Lab:
     # --- life ------------------------------------------------------------------------------------
 
     def __enter__(self) -> Self:
-        self.up()
+        try:
+            self.up()
+        except BaseException:
+            # `with` does not call __exit__ for what failed to enter.
+            self.__exit__(None, None, None)
+            raise
         return self
 
     def __exit__(

@@ -95,18 +95,25 @@ def require_running(name: str) -> LabPaths:
 
 
 @contextlib.contextmanager
-def _locked(paths: LabPaths) -> Iterator[None]:
-    """One `up` or `down` of a lab at a time; the lock lies beside the folder, which may go."""
+def _locked(paths: LabPaths) -> Iterator[Path]:
+    """One `up` or `down` of a lab at a time; yields the lock file, which lies beside the folder.
+
+    Whoever holds the lock may remove the file, so one that was opened must still be the one that is
+    there.
+    """
     paths.root.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     lock = paths.root.parent / f".{paths.root.name}.lock"
-    with lock.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise LabExistsError(
-                f"lab {paths.root.name}: another up or down of it is running; wait for it"
-            ) from error
-        yield
+    while True:
+        with lock.open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise LabExistsError(
+                    f"lab {paths.root.name}: another up or down of it is running; wait for it"
+                ) from error
+            if lock.exists() and os.path.samestat(lock.stat(), os.fstat(file.fileno())):
+                yield lock
+                return
 
 
 def read_spec(paths: LabPaths) -> LabSpec | None:
@@ -344,15 +351,15 @@ def publish(paths: LabPaths, entry: PublishSpec) -> int:
 def down(name: str) -> bool:
     """End the lab and remove its folder; False when there was none. Kept state stays."""
     paths = LabPaths.of(name)
-    with _locked(paths):
-        if not paths.root.exists():
-            return False
-        identity = holder_of(paths)
-        if identity is not None:
-            _kill(identity, name)
-        remove_tree(paths.root)
-    (paths.root.parent / f".{name}.lock").unlink(missing_ok=True)
-    return True
+    with _locked(paths) as lock:
+        found = paths.root.exists()
+        if found:
+            identity = holder_of(paths)
+            if identity is not None:
+                _kill(identity, name)
+            remove_tree(paths.root)
+        lock.unlink(missing_ok=True)
+    return found
 
 
 def _kill(identity: proc.Identity, name: str) -> None:
