@@ -169,13 +169,14 @@ class ApiError(PodwireError):
     @staticmethod
     def from_status(status: dict[str, Any], code: int) -> ApiError:
         """The typed error for a received `Status` (or for any body, then with `code` only)."""
-        reason = status.get("reason") or "Unknown"
+        by_code = _BY_CODE.get(code)
+        reason = status.get("reason") or (by_code.reason if by_code else "Unknown")
         details = dict(status.get("details") or {})
         causes = [
             Cause(c.get("reason", ""), c.get("message", ""), c.get("field", ""))
             for c in details.pop("causes", None) or []
         ]
-        cls = _BY_REASON.get(reason) or _BY_CODE.get(code) or ApiError
+        cls = _BY_REASON.get(reason) or by_code or ApiError
         return cls(
             status.get("message") or f"the server answered {code}",
             code=status.get("code") or code,

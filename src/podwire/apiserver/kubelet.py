@@ -177,7 +177,7 @@ async def _stream(socket: str, method: str, path: str, http: web.BaseRequest) ->
         async with answer:
             if answer.status >= 400 and not _is_json(answer.headers):
                 text = (await answer.text()).strip()
-                raise ApiError(text or answer.reason or "", code=answer.status, reason="Unknown")
+                raise ApiError.from_status({"message": text or answer.reason}, answer.status)
             response = web.StreamResponse(status=answer.status)
             for name, value in answer.headers.items():
                 if name.lower() not in _HOP_BY_HOP | {"content-length"}:

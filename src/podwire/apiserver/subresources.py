@@ -307,27 +307,14 @@ def _bound(ctx: Context, namespace: str, ref: JsonObject | None) -> JsonObject |
 
 
 async def ephemeral_containers(ctx: Context, request: Request, form: Format) -> Answer:
-    """Add debugging containers to a pod; nothing else of it changes."""
-    resource = request.resource
-
-    def change(current: JsonObject) -> JsonObject:
-        if request.verb == "update":
-            wanted, _ = pipeline.decode_body(request, resource)
-        else:
-            if request.content_type not in _PATCHES:
-                raise unsupported_media(request.content_type, _PATCHES)
-            patched = apply_patch(request.content_type, current, request.body, resource.schema)
-            wanted, _ = pipeline.decode_patched(request, resource, patched)
-        if "resourceVersion" in wanted["metadata"]:
-            current["metadata"]["resourceVersion"] = wanted["metadata"]["resourceVersion"]
-        current["spec"]["ephemeralContainers"] = get(
-            wanted, "spec", "ephemeralContainers", default=[]
-        )
-        return current
-
-    written = pipeline.update(ctx, request.target, change, request.user, dry_run=request.dry_run)
-    await ctx.store.committed()
-    return Answer(one(resource, written.record, form))
+    """Refused: accepted and never started, `kubectl debug` would wait for them for ever."""
+    target = Target(request.resource, request.target.namespace, request.target.name)
+    get_or_404(ctx, target)
+    raise ForbiddenError(
+        f'pods "{target.name}" is forbidden: nodes here run no ephemeral containers; '
+        "`kubectl exec` into a stand-in runs this machine's programs in the pod's network",
+        details={"name": target.name, "kind": "pods"},
+    )
 
 
 HANDLERS: dict[str, tuple[tuple[str, ...], Handler]] = {

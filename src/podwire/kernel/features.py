@@ -63,7 +63,7 @@ EXPLAIN: Final[dict[str, str]] = {
     "vxlan": "no VXLAN: --overlay vxlan is refused; load the module vxlan",
     "dummy": "no dummy devices: load the module dummy",
     "ifb": "no ifb devices: traffic towards a pod cannot be shaped; load the module ifb",
-    "wireguard": "no WireGuard: nodes cannot encrypt what they send each other; load the module wireguard",
+    "wireguard": "no WireGuard: no encryption between nodes; load the module wireguard",
     "ipvs": "no IPVS: it cannot balance Services; load the module ip_vs",
     "htb": "no htb queueing: links cannot be impaired; load the module sch_htb",
     "tbf": "no tbf queueing: rates cannot be limited; load the module sch_tbf",

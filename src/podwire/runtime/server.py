@@ -44,6 +44,7 @@ class KubeletServer:
         for method in ("GET", "POST"):
             self._app.router.add_route(method, f"/exec/{target}", self._exec)
             self._app.router.add_route(method, f"/attach/{target}", self._attach)
+            self._app.router.add_route(method, "/portForward/{namespace}/{pod}", _port_forward)
 
     def add_route(self, method: str, path: str, handler: _Handler) -> None:
         """Add a route before the server starts, e.g. the probe engine's `/probe`."""
@@ -162,6 +163,15 @@ class KubeletServer:
 
 async def _healthz(_request: web.Request) -> web.Response:
     return web.Response(text="ok")
+
+
+async def _port_forward(request: web.Request) -> web.StreamResponse:
+    where = f"{request.match_info['namespace']}/{request.match_info['pod']}"
+    raise ApiError(
+        f"port-forward is not served in this version; use `podwire publish PORT:{where}:PORT`",
+        code=501,
+        reason="NotImplemented",
+    )
 
 
 @web.middleware
