@@ -30,6 +30,14 @@ _RETAIN_KEYS = "$retainKeys"
 _DELETE_FROM = "$deleteFromPrimitiveList/"
 _ELEMENT_ORDER = "$setElementOrder/"
 
+_NOT_APPLICABLE = (
+    jsonpatch.JsonPatchException,
+    jsonpointer.JsonPointerException,
+    TypeError,
+    KeyError,
+    IndexError,
+)
+
 _ANY = Schema(preserve_unknown=True)
 
 
@@ -88,19 +96,28 @@ def apply_json_patch(obj: dict[str, Any], operations: Any) -> dict[str, Any]:
         patched = jsonpatch.JsonPatch(operations).apply(obj, in_place=False)
     except jsonpatch.InvalidJsonPatch as err:
         raise BadRequestError(f"error decoding patch: {err}") from err
-    except (
-        jsonpatch.JsonPatchException,
-        jsonpointer.JsonPointerException,
-        TypeError,
-        KeyError,
-        IndexError,
-    ) as err:
+    except _NOT_APPLICABLE as err:
         raise InvalidError(
-            f"the server rejected our request due to an error in our request: {err}"
+            "the server rejected our request due to an error in our request: "
+            + _failed_operation(obj, operations)
         ) from err
     if not isinstance(patched, dict):
         raise InvalidError("json patch: the result must be an object")
     return patched
+
+
+def _failed_operation(obj: dict[str, Any], operations: list[Any]) -> str:
+    """Which operation it was, in the words of upstream's library (evanphx/json-patch)."""
+    current: Any = copy.deepcopy(obj)
+    for operation in operations:
+        try:
+            current = jsonpatch.JsonPatch([operation]).apply(current, in_place=True)
+        except jsonpatch.JsonPatchTestFailed:
+            return f"testing value {operation['path']} failed: test failed"
+        except _NOT_APPLICABLE:
+            path = operation.get("from") or operation["path"]
+            return f"{operation['op']} operation does not apply: doc is missing path: {path}"
+    return "it does not apply"
 
 
 def apply_merge_patch(obj: Any, patch: Any) -> Any:

@@ -165,6 +165,18 @@ def count_generation(resource: Resource, new: JsonObject, old: JsonObject) -> No
 
 def _create_pod(pod: JsonObject) -> None:
     pod["status"] = {"phase": "Pending", "qosClass": qos_class(pod["spec"])}
+    if pod["spec"].get("schedulingGates"):
+        # `kubectl get` prints SchedulingGated for it, so that nobody waits for the scheduler.
+        pod["status"]["conditions"] = [
+            {
+                "type": "PodScheduled",
+                "status": "False",
+                "lastProbeTime": None,
+                "lastTransitionTime": None,
+                "reason": "SchedulingGated",
+                "message": "Scheduling is blocked due to non-empty scheduling gates",
+            }
+        ]
 
 
 _COMPUTE = ("cpu", "memory")

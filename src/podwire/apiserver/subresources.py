@@ -25,7 +25,7 @@ from podwire.apiserver.schema import builtin
 from podwire.apiserver.store import Record, encode
 from podwire.apiserver.strategy import now_text
 from podwire.apiserver.writes import Answer, success
-from podwire.errors import ApiError, BadRequestError, Cause, NotFoundError
+from podwire.errors import ApiError, BadRequestError, Cause, ForbiddenError, NotFoundError
 from podwire.objects.meta import JsonObject, Key, LabelSelector, format_time
 
 Handler = Callable[[Context, Request, Format], Awaitable[Answer]]

@@ -277,6 +277,27 @@ def test_json_patches_that_fail(operations: Any, code: int) -> None:
     assert caught.value.code == code
 
 
+@pytest.mark.parametrize(
+    ("operation", "says"),
+    [
+        ({"op": "test", "path": "/a", "value": 2}, "testing value /a failed: test failed"),
+        (
+            {"op": "replace", "path": "/x/y", "value": 2},
+            "replace operation does not apply: doc is missing path: /x/y",
+        ),
+        (
+            {"op": "move", "from": "/nope", "path": "/b"},
+            "move operation does not apply: doc is missing path: /nope",
+        ),
+    ],
+)
+def test_a_json_patch_that_fails_names_the_operation(operation: Any, says: str) -> None:
+    """And not the object, which may hold a Secret."""
+    with pytest.raises(ApiError) as caught:
+        apply_json_patch({"a": 1}, [{"op": "add", "path": "/b", "value": 1}, operation])
+    assert str(caught.value).endswith(f"due to an error in our request: {says}")
+
+
 def test_content_types() -> None:
     pod, custom = builtin("", "v1", "Pod"), schema_from_crd({"type": "object"})
     body = json.dumps({"metadata": {"labels": {"a": "b"}}}).encode()

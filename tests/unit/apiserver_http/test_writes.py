@@ -26,6 +26,33 @@ async def test_create_gives_identity(api: Api) -> None:
     assert await api.get(f"{PODS}/a") == made
 
 
+async def test_a_gated_pod_says_so_until_it_is_bound(api: Api) -> None:
+    gated = pod("a")
+    gated["spec"]["schedulingGates"] = [{"name": "example.com/wait"}]
+    (condition,) = (await api.post(PODS, gated))["status"]["conditions"]
+    assert (condition["type"], condition["status"]) == ("PodScheduled", "False")
+    assert condition["reason"] == "SchedulingGated"
+    patch = [{"op": "remove", "path": "/spec/schedulingGates"}]
+    assert (await api.call("PATCH", f"{PODS}/a", patch, content="application/json-patch+json"))[
+        0
+    ] == 200
+    await api.post("/api/v1/nodes", NODE)
+    await api.post(f"{PODS}/a/binding", {"target": {"kind": "Node", "name": "n1"}})
+    (condition,) = (await api.get(f"{PODS}/a"))["status"]["conditions"]
+    assert (condition["status"], condition.get("reason")) == ("True", None)
+
+
+async def test_ephemeral_containers_are_refused_clearly(api: Api) -> None:
+    """Accepted and never started, `kubectl debug` would wait for them for ever."""
+    await api.post(PODS, pod("a"))
+    debugger = {"spec": {"ephemeralContainers": [{"name": "d", "image": "busybox"}]}}
+    path = f"{PODS}/a/ephemeralcontainers"
+    code, answer = await api.call("PATCH", path, debugger, content=STRATEGIC)
+    assert code == 403
+    assert "nodes here run no ephemeral containers; `kubectl exec`" in answer["message"]
+    assert "ephemeralContainers" not in (await api.get(f"{PODS}/a"))["spec"]
+
+
 async def test_create_refusals(api: Api) -> None:
     await api.post(MAPS, config_map("a"))
     again = await api.post(MAPS, config_map("a"), 409)

@@ -37,7 +37,7 @@ def validate_config_map(obj: Raw, old: Raw | None = None) -> list[FieldError]:
         out += invalid_each(f"binaryData[{key}]", key, names.is_config_map_key(key))
         size += len(value) * 3 // 4
     if size > _MAX_DATA:
-        out.append(too_long("", _MAX_DATA))
+        out.append(too_long("[]", _MAX_DATA))
     return out + (_kept(obj, old, "data", "binaryData") if old is not None else [])
 
 

@@ -259,7 +259,8 @@ def _job_spec(spec: Raw, path: str) -> list[FieldError]:
     out += validate_template(template, f"{path}.template")
     policy = (template.get("spec") or {}).get("restartPolicy") or ""
     at = f"{path}.template.spec.restartPolicy"
-    if not policy:
+    # Always is what the defaults make of none, so both are answered as upstream answers them.
+    if policy in ("", "Always"):
         out.append(required(at, 'valid values: "OnFailure", "Never"'))
     elif policy not in ("OnFailure", "Never"):
         out.append(not_supported(at, policy, ("OnFailure", "Never")))
