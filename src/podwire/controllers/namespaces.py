@@ -11,6 +11,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from podwire.client import Change, WorkQueue
@@ -82,6 +85,14 @@ class NamespaceDefaults:
             return
 
 
+@dataclass
+class _Left:
+    """What is left of a namespace: instances by resource, and how many hold a finalizer."""
+
+    instances: dict[str, int] = field(default_factory=dict)
+    finalizers: Counter[str] = field(default_factory=Counter)
+
+
 class NamespaceDeleter:
     """Empties namespaces that have a deletionTimestamp, then lets them go."""
 
@@ -117,14 +128,14 @@ class NamespaceDeleter:
             return None
         tries = self._tries[key] = self._tries.get(key, 0) + 1
         left = await self._empty(key.name)
-        if not left:
+        if not left.instances:
             await self._finalize(namespace)
             return None
         await self._report(namespace, left)
         return min(_RETRY_MIN_S * 2.0 ** min(tries, 10), _RETRY_MAX_S)
 
-    async def _empty(self, namespace: str) -> dict[str, int]:
-        """Ask for everything to be deleted; what is left then, by resource."""
+    async def _empty(self, namespace: str) -> _Left:
+        """Ask for everything to be deleted; what is left then."""
         served = [
             s.kind
             for s in self._cluster.resources.served
@@ -132,17 +143,18 @@ class NamespaceDeleter:
         ]
         pods = [kind for kind in served if (kind.group, kind.plural) == ("", "pods")]
         others = [kind for kind in served if kind not in pods]
-        left: dict[str, int] = {}
+        left = _Left()
         # Owners and pods go in one sweep: a pod made by an owner in between is refused.
         for batch in (pods, others):
-            counts = await asyncio.gather(*(self._clear(kind, namespace) for kind in batch))
-            for kind, count in zip(batch, counts, strict=True):
-                if count:
+            remaining = await asyncio.gather(*(self._clear(kind, namespace) for kind in batch))
+            for kind, items in zip(batch, remaining, strict=True):
+                if items:
                     name = f"{kind.plural}.{kind.group}" if kind.group else kind.plural
-                    left[name] = count
+                    left.instances[name] = len(items)
+                    left.finalizers.update(f for item in items for f in item.metadata.finalizers)
         return left
 
-    async def _clear(self, kind: Kind[Object], namespace: str) -> int:
+    async def _clear(self, kind: Kind[Object], namespace: str) -> Sequence[Object]:
         try:
             items, _ = await self._cluster.api.list(kind, namespace)
             if any(not item.deleting for item in items):
@@ -151,12 +163,12 @@ class NamespaceDeleter:
                 await self._cluster.api.request("DELETE", kind.path(namespace), body=options)
                 items, _ = await self._cluster.api.list(kind, namespace)
         except (NotFoundError, ForbiddenError):
-            return 0  # the kind went away meanwhile
+            return ()  # the kind went away meanwhile
         except ApiError as error:
             if error.code == 405:
-                return 0
+                return ()
             raise
-        return len(items)
+        return items
 
     async def _finalize(self, namespace: Namespace) -> None:
         api = self._cluster.api
@@ -172,14 +184,32 @@ class NamespaceDeleter:
         except NotFoundError:
             return
 
-    async def _report(self, namespace: Namespace, left: dict[str, int]) -> None:
-        counts = ", ".join(f"{name} has {n} resource instances" for name, n in sorted(left.items()))
-        condition = {
-            "type": "NamespaceContentRemaining",
-            "status": "True",
-            "reason": "SomeResourcesRemain",
-            "message": f"Some resources are remaining: {counts}",
-        }
-        body = {"conditions": [condition]}
-        _LOG.debug("namespace %s: %s", namespace.metadata.name, condition["message"])
+    async def _report(self, namespace: Namespace, left: _Left) -> None:
+        body = {"conditions": remaining_conditions(left.instances, left.finalizers)}
+        _LOG.debug("namespace %s: %s", namespace.metadata.name, body)
         await self._cluster.patch_status(kinds.NAMESPACE, namespace, body)
+
+
+def remaining_conditions(
+    instances: Mapping[str, int], finalizers: Mapping[str, int]
+) -> list[JsonObject]:
+    """Why a namespace does not go, in upstream's words: what is left, and who holds it."""
+    left = ", ".join(f"{name} has {n} resource instances" for name, n in sorted(instances.items()))
+    held = ", ".join(f"{name} in {n} resource instances" for name, n in sorted(finalizers.items()))
+    content = {
+        "type": "NamespaceContentRemaining",
+        "status": "True",
+        "reason": "SomeResourcesRemain",
+        "message": f"Some resources are remaining: {left}",
+    }
+    if not held:
+        return [content]
+    return [
+        content,
+        {
+            "type": "NamespaceFinalizersRemaining",
+            "status": "True",
+            "reason": "SomeFinalizersRemain",
+            "message": f"Some content in the namespace has finalizers remaining: {held}",
+        },
+    ]
