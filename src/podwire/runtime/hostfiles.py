@@ -49,8 +49,10 @@ def hostname(pod: Pod, domain: str) -> tuple[str, str]:
     return name, f"{pod.spec.subdomain}.{pod.metadata.namespace}.svc.{domain}"
 
 
-def kernel_hostname(pod: Pod, domain: str) -> str:
-    """What uname(2) says inside the pod."""
+def kernel_hostname(pod: Pod, domain: str, node: str) -> str:
+    """What uname(2) says inside the pod: the node's name in a pod of the host's network."""
+    if pod.spec.host_network:
+        return node
     name, suffix = hostname(pod, domain)
     return f"{name}.{suffix}" if suffix and pod.spec.set_hostname_as_fqdn else name
 

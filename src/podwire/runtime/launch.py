@@ -96,7 +96,7 @@ class Host:
             sandbox.pin(self.config.pins_dir),
             directory / "hosts",
             directory / "resolv.conf",
-            "" if sandbox.host_network else kernel_hostname(pod, self.config.cluster_domain),
+            kernel_hostname(pod, self.config.cluster_domain, self.config.node_name),
         )
 
 

@@ -47,7 +47,10 @@ class SpecBuilder:
         maps, secrets = await self._references(pod, container)
         facts = self.facts(sandbox)
         env = environment(pod, container, facts, maps.get, secrets.get, lenient=lenient)
-        return {"HOSTNAME": kernel_hostname(pod, self._config.cluster_domain), **env}
+        return {
+            "HOSTNAME": kernel_hostname(pod, self._config.cluster_domain, self._config.node_name),
+            **env,
+        }
 
     async def _references(
         self, pod: Pod, container: Container
@@ -117,7 +120,7 @@ class SpecBuilder:
             attempt=slot.attempt,
             image=container.image,
             netns=sandbox.pin(self._config.pins_dir),
-            hostname=kernel_hostname(pod, self._config.cluster_domain),
+            hostname=kernel_hostname(pod, self._config.cluster_domain, self._config.node_name),
             hosts_path=directory / "hosts",
             resolv_conf_path=directory / "resolv.conf",
             log_path=directory / "logs" / f"{attempt}.log",

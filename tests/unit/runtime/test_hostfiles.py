@@ -49,6 +49,7 @@ def test_host_network_hosts_begin_with_the_node_file() -> None:
         ({}, "web-0"),
         ({"hostname": "db"}, "db"),
         ({"hostname": "db", "subdomain": "data"}, "db"),
+        ({"hostNetwork": True, "hostname": "db"}, "node-1"),
         (
             {"hostname": "db", "subdomain": "data", "setHostnameAsFQDN": True},
             "db.data.shop.svc.cluster.local",
@@ -56,7 +57,7 @@ def test_host_network_hosts_begin_with_the_node_file() -> None:
     ],
 )
 def test_kernel_hostname(spec: dict[str, Any], expected: str) -> None:
-    assert kernel_hostname(pod(**spec), DOMAIN) == expected
+    assert kernel_hostname(pod(**spec), DOMAIN, "node-1") == expected
 
 
 NODE = ResolvConf(("9.9.9.9",), ("corp.example",), ("timeout:1",))
