@@ -1,14 +1,23 @@
-"""Golden texts: what planners plan, in the words their experts read.
+"""What all tests share: golden texts, and how many random worlds there are.
 
-`pytest --update-golden` writes them anew; the diff is then reviewed like code.
+Golden texts are what planners plan, in the words their experts read. `pytest --update-golden`
+writes them anew; the diff is then reviewed like code.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# Random worlds: a hundred of each in `./test`, two thousand in `./test --all`. Never a deadline,
+# because other programs of the machine may take the processor.
+settings.register_profile("ci", deadline=None)
+settings.register_profile("all", deadline=None, max_examples=2000)
+settings.load_profile("all" if os.environ.get("PODWIRE_ALL") == "1" else "ci")
 
 GOLDEN = Path(__file__).parent / "golden"
 

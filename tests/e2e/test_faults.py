@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -222,6 +224,58 @@ def test_everything_but_the_holder(lab: Lab, tools: Any) -> None:
     lab.wait_ready(30)
     assert {name: fact[:2] for name, fact in facts(lab).items()} == before
     assert lab.reach().all_allowed
+
+
+CHURN = """
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: churn}
+spec:
+  replicas: 4
+  selector: {matchLabels: {app: churn}}
+  template:
+    metadata: {labels: {app: churn}}
+    spec:
+      terminationGracePeriodSeconds: 0
+      containers: [{name: main, image: example.com/x:1, ports: [{containerPort: 8080}]}]
+"""
+# `./test --all` churns for ten minutes.
+SOAK_S = 600.0 if os.environ.get("PODWIRE_ALL") == "1" else 20.0
+
+
+def held(lab: Lab, tools: Any, node: str) -> tuple[set[str], int, int]:
+    """What a node holds for its pods: addresses leased, veths, host routes."""
+    with contextlib.closing(sqlite3.connect(lab.paths.node(node) / "ipam.db")) as leases:
+        addresses = {row[0] for row in leases.execute("SELECT address FROM lease")}
+    links = tools.inside_json(lab, node, "ip", "-j", "link", "show", "type", "veth")
+    routes = tools.inside_json(lab, node, "ip", "-j", "route", "show", "proto", "112")
+    veths = [link for link in links if link["ifname"].startswith("veth")]
+    return addresses, len(veths), sum(route["dev"].startswith("veth") for route in routes)
+
+
+def test_a_soak_of_churn_and_kills_leaks_nothing(lab: Lab, tools: Any) -> None:
+    """Pods come and go, components are killed in turn; bystanders' traffic never notices."""
+    lab.apply_text(CHURN)
+    victims = itertools.cycle(("agent-node-1", "controllers", "apiserver", "agent-node-2"))
+    sizes = itertools.cycle((12, 2, 8, 0, 4))
+    deadline = time.monotonic() + SOAK_S
+    with traffic(lab, tools, "a1", "a2", "b1") as flow:
+        while time.monotonic() < deadline:
+            tools.kubectl(lab, "scale", "deployment/churn", f"--replicas={next(sizes)}")
+            kill(lab, tools, next(victims))
+            flow.flow(5)
+            lab.wait_ready(60)
+        assert flow.failures() == []
+
+    def settled() -> bool:
+        pods = lab.pods()
+        for node in ("node-1", "node-2"):
+            wanted = {pod.status.pod_ip for pod in pods if pod.spec.node_name == node}
+            assert held(lab, tools, node) == (wanted, len(wanted), len(wanted))
+        return True
+
+    tools.wait(settled)
+    tools.kubectl(lab, "delete", "deployment/churn")
 
 
 def test_no_accepted_object_is_lost(lab: Lab, tools: Any) -> None:
