@@ -20,6 +20,7 @@ from podwire.client import Change
 from podwire.controllers.cluster import Cluster
 from podwire.controllers.conditions import Board
 from podwire.controllers.podcontrol import PodTemplate, random_name
+from podwire.controllers.podfailure import FAIL_JOB, IGNORE, Judgement, judge
 from podwire.controllers.podowner import PodOwner
 from podwire.controllers.podstate import is_active, since_s
 from podwire.controllers.views import POD, Pod, raw
@@ -82,6 +83,8 @@ class Counts:
     release: list[Pod] = field(default_factory=list)
     finished_at: list[tuple[str, bool]] = field(default_factory=list)
     """(time, failed) of finished pods."""
+    fatal: str = ""
+    """Why a pod's failure ends the Job, by its podFailurePolicy."""
 
 
 def count(job: Job, pods: Sequence[Pod]) -> Counts:
@@ -99,14 +102,22 @@ def count(job: Job, pods: Sequence[Pod]) -> Counts:
             continue
         if pod.deleting and not pod.finished:
             counts.terminating += 1
+            if job.spec.pod_failure_policy:
+                continue  # judged by how it ends
         failed = pod.status.phase != "Succeeded"
-        counts.finished_at.append((_ended(pod), failed))
+        judgement = judge(job, pod) if failed else Judgement()
+        if judgement.action != IGNORE:
+            counts.finished_at.append((_ended(pod), failed))
         if not tracked:
             continue
         held.add(uid)
         counts.release.append(pod)
         if job.finished:
             continue
+        if judgement.action == IGNORE:
+            continue
+        if judgement.action == FAIL_JOB:
+            counts.fatal = counts.fatal or judgement.why
         (counts.failed if failed else counts.succeeded).add(uid)
         index = index_of(pod)
         if not failed and index is not None:
@@ -207,6 +218,8 @@ def _verdict(job: Job, counts: Counts, now: dt.datetime) -> _Verdict | None:
             return _failed(known.reason, known.message)
         if known.type == "SuccessCriteriaMet" and known.status == "True":
             return _DONE
+    if counts.fatal:
+        return _failed("PodFailurePolicy", counts.fatal)
     failed = job.status.failed + len(counts.failed)
     limit = job.spec.backoff_limit
     if failed > limit or _restarts_exceeded(job, counts, limit):

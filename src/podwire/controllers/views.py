@@ -65,6 +65,7 @@ class PodStatus(View):
     message: str = ""
     conditions: list[Condition] = []
     container_statuses: list[ContainerStatus] = []
+    init_container_statuses: list[ContainerStatus] = []
     start_time: str | None = None
 
 

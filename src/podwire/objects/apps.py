@@ -154,6 +154,7 @@ class JobSpec(View):
     completions: int | None = None
     completion_mode: str = "NonIndexed"
     backoff_limit: int = 6
+    pod_failure_policy: dict[str, Any] = {}
     active_deadline_seconds: int | None = None
     ttl_seconds_after_finished: int | None = None
     suspend: bool = False

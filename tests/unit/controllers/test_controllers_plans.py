@@ -143,6 +143,57 @@ def test_job_fails_and_backs_off() -> None:
     assert {c.type for c in plan.conditions} == {"FailureTarget", "Failed"}
 
 
+def exited(name: str, code: int) -> Pod:
+    failed = tracked(name, "Failed")
+    state = {"name": "c", "state": {"terminated": {"exitCode": code}}}
+    status = msgspec.to_builtins(failed.status) | {"containerStatuses": [state]}
+    return msgspec.convert(msgspec.to_builtins(failed) | {"status": status}, Pod)
+
+
+def by_code(action: str, operator: str = "In") -> dict[str, Any]:
+    rule = {"action": action, "onExitCodes": {"operator": operator, "values": [42]}}
+    return {"podFailurePolicy": {"rules": [rule]}}
+
+
+def test_pod_failure_policy_fails_the_job_at_once() -> None:
+    plan = jobs.plan_job(a_job(**by_code("FailJob")), [exited("a", 42)], NOW)
+    (target,) = plan.conditions
+    assert (target.type, target.reason) == ("FailureTarget", "PodFailurePolicy")
+    assert target.message == (
+        "Container c for pod ns/a failed with exit code 42 matching FailJob rule at index 0"
+    )
+    assert plan.create == []
+
+
+def test_pod_failure_policy_ignores_a_failure() -> None:
+    plan = jobs.plan_job(a_job(backoffLimit=0, **by_code("Ignore")), [exited("a", 42)], NOW)
+    assert plan.status["uncountedTerminatedPods"]["failed"] is None
+    assert (plan.conditions, len(plan.create), len(plan.release)) == ([], 2, 1)
+
+
+@pytest.mark.parametrize(
+    ("spec", "code"),
+    [(by_code("FailJob"), 1), (by_code("Ignore", "NotIn"), 42), (by_code("Count"), 42)],
+)
+def test_other_failures_count(spec: dict[str, Any], code: int) -> None:
+    plan = jobs.plan_job(a_job(**spec), [exited("a", code)], NOW)
+    assert plan.status["uncountedTerminatedPods"]["failed"] == ["a"]
+    assert plan.conditions == []
+
+
+def test_pod_failure_policy_by_condition() -> None:
+    rule = {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget"}]}
+    job = a_job(podFailurePolicy={"rules": [rule]})
+    failed = tracked("a", "Failed")
+    plan = jobs.plan_job(job, [failed], NOW)
+    assert plan.status["uncountedTerminatedPods"]["failed"] == ["a"]
+    condition = {"type": "DisruptionTarget", "status": "True"}
+    status = msgspec.to_builtins(failed.status) | {"conditions": [condition]}
+    evicted = msgspec.convert(msgspec.to_builtins(failed) | {"status": status}, Pod)
+    plan = jobs.plan_job(job, [evicted], NOW)
+    assert plan.status["uncountedTerminatedPods"]["failed"] is None
+
+
 def test_suspended_job_runs_nothing() -> None:
     plan = jobs.plan_job(a_job(suspend=True), [tracked("a", "Running")], NOW)
     assert ([p.metadata.name for p in plan.delete], plan.create) == (["a"], [])
