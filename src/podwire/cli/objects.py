@@ -125,7 +125,9 @@ def _exec_in_host(lab: Lab, host: str, command: tuple[str, ...]) -> NoReturn:
     if os.geteuid() != 0:
         enter += ["--user", "--preserve-credentials"]
     pin = lab.paths.node_pins / host
-    os.execvp("nsenter", [*enter, "--", "nsenter", f"--net={pin}", "--", *command])
+    # A host has its own name; the lab's is that of the outer namespace.
+    named = ["unshare", "--uts", "sh", "-c", 'hostname "$0"; exec "$@"', host]
+    os.execvp("nsenter", [*enter, "--", "nsenter", f"--net={pin}", "--", *named, *command])
 
 
 @click.command()
