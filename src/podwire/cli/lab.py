@@ -273,8 +273,9 @@ def status(name: str | None, lab: str | None, output: str) -> None:
         click.echo(f"published {line}")
     for impairment in found.impairments:
         click.echo(f"impaired {_impairment_line(impairment)}")
-    for feature, why in found.unsupported.items():
-        click.echo(f"not on this machine: {feature}: {why}")
+    if found.unsupported:
+        lacking = ", ".join(found.unsupported)
+        click.echo(f"this machine lacks {lacking}; `podwire check` says what that costs")
 
 
 def _impairment_line(entry: dict[str, Any]) -> str:
