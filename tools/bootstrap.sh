@@ -73,6 +73,23 @@ bootstrap_runtime() {
 bootstrap_tests() {
     install_missing nft=nftables ip=iproute2 nsenter=util-linux crun=crun kubectl=kubernetes-client \
         curl=curl ping=iputils-ping busybox=busybox-static
+    fetch_debian_kubectl
     install_package dev "[dev]"
     touch "$venv/.podwire-dev"
+}
+
+# fetch_debian_kubectl: Debian's own client beside whatever kubectl is installed, for the tests. It is
+# unpacked, never installed.
+fetch_debian_kubectl() {
+    local folder="$root/.cache/kubectl-debian"
+    [ -x "$folder/usr/bin/kubectl" ] && return 0
+    command -v apt-get >/dev/null 2>&1 && command -v dpkg-deb >/dev/null 2>&1 || return 0
+    mkdir -p "$folder"
+    (
+        cd "$folder"
+        apt-get download -q kubernetes-client >/dev/null 2>&1 ||
+            { apt-get update -qq >/dev/null 2>&1 && apt-get download -q kubernetes-client >/dev/null 2>&1; } ||
+            exit 0
+        dpkg-deb -x kubernetes-client_*.deb . && rm -f kubernetes-client_*.deb
+    ) || say "Debian's kubectl could not be fetched; its tests are left out"
 }
