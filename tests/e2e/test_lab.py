@@ -450,8 +450,7 @@ def test_a_lab_that_cannot_start_leaves_nothing(tools: Any) -> None:
     assert not Lab("broken").paths.root.exists()
 
 
-def test_a_failing_enter_takes_the_lab_down(lab: Lab) -> None:
-    """`with Lab()` of a lab that runs differently must leave the running one alone."""
+def test_a_failing_enter_leaves_a_running_lab_alone(lab: Lab) -> None:
     with pytest.raises(LabExistsError), Lab("life", nodes=2, network="kubenet"):
         pass
     assert lab.reach().all_allowed

@@ -75,11 +75,16 @@ class Lab:
     # --- life ------------------------------------------------------------------------------------
 
     def __enter__(self) -> Self:
+        built = False
         try:
-            self.up()
+            built = launch.up(self._spec)
+            self.wait_nodes()
         except BaseException:
-            # `with` does not call __exit__ for what failed to enter.
-            self.__exit__(None, None, None)
+            # `with` does not call __exit__ for what failed to enter. A lab that was there before
+            # is not ours to end.
+            if built:
+                self.__exit__(None, None, None)
+            self.close()
             raise
         return self
 
