@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 import sys
 
 import click
@@ -13,6 +15,9 @@ from podwire.explain.render.graph import render_dot, render_mermaid
 from podwire.explain.render.matrix import build_matrix, render_matrix
 from podwire.explain.render.text import render_connlist, render_json, render_summary
 from podwire.lab import Lab, launch
+
+# Cells only: names hold these letters too ("bookinfo").
+_VERDICT = re.compile(r"(?<=\s)(ok|drop|reject|refused|error)(?=\s|$)", re.MULTILINE)
 
 
 @click.command()
@@ -56,8 +61,11 @@ def render(found: Reachability, output: str) -> str:
             return render_mermaid(found)
         case "dot":
             return render_dot(found)
-    width = click.get_terminal_size()[0] if False else 100
-    matrix = render_matrix(build_matrix(found), width)
+    matrix = render_matrix(build_matrix(found), shutil.get_terminal_size((100, 24)).columns)
     if sys.stdout.isatty():
-        matrix = matrix.replace("ok", click.style("ok", fg="green"))
+        matrix = _VERDICT.sub(_coloured, matrix)
     return f"{matrix}\n{render_summary(found)}\n"
+
+
+def _coloured(match: re.Match[str]) -> str:
+    return click.style(match[0], fg="green" if match[0] == "ok" else "red")

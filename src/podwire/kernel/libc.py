@@ -40,10 +40,7 @@ UMOUNT_NOFOLLOW: Final = 8
 
 PR_SET_PDEATHSIG: Final = 1
 PR_SET_NAME: Final = 15
-PR_SET_CHILD_SUBREAPER: Final = 36
-PR_SET_NO_NEW_PRIVS: Final = 38
 
-_SYS_PIVOT_ROOT: Final = {"x86_64": 155, "aarch64": 41, "riscv64": 41, "armv7l": 218, "s390x": 217}
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mount.argtypes = [
@@ -54,7 +51,6 @@ _libc.mount.argtypes = [
     ctypes.c_char_p,
 ]
 _libc.prctl.argtypes = [ctypes.c_int, *[ctypes.c_ulong] * 4]
-_libc.syscall.restype = ctypes.c_long
 
 
 def _check(result: int, what: str) -> None:
@@ -97,19 +93,6 @@ def umount2(target: str, flags: int = 0) -> None:
     _check(_libc.umount2(os.fsencode(target), ctypes.c_int(flags)), f"umount {target}")
 
 
-def pivot_root(new_root: str, put_old: str) -> None:
-    guard.assert_not_host_mounts()
-    number = _SYS_PIVOT_ROOT.get(os.uname().machine)
-    if number is None:
-        raise KernelError(f"pivot_root {new_root}: no system call number for {os.uname().machine}")
-    result = _libc.syscall(
-        ctypes.c_long(number),
-        ctypes.c_char_p(os.fsencode(new_root)),
-        ctypes.c_char_p(os.fsencode(put_old)),
-    )
-    _check(result, f"pivot_root {new_root}")
-
-
 def set_pdeathsig(signal: int) -> None:
     """Have the kernel send `signal` to this process when the *thread* that forked it ends."""
     _check(_libc.prctl(PR_SET_PDEATHSIG, signal, 0, 0, 0), "prctl PDEATHSIG")
@@ -119,15 +102,6 @@ def set_name(name: str) -> None:
     """The thread's `comm`: what `ps -o comm` and `top` show, 15 bytes."""
     buffer = ctypes.create_string_buffer(name.encode()[:15])
     _check(_libc.prctl(PR_SET_NAME, ctypes.addressof(buffer), 0, 0, 0), "prctl SET_NAME")
-
-
-def set_child_subreaper(enabled: bool = True) -> None:
-    """Orphans below this process become its children instead of pid 1's."""
-    _check(_libc.prctl(PR_SET_CHILD_SUBREAPER, int(enabled), 0, 0, 0), "prctl CHILD_SUBREAPER")
-
-
-def set_no_new_privs() -> None:
-    _check(_libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "prctl NO_NEW_PRIVS")
 
 
 def sethostname(name: str) -> None:

@@ -32,6 +32,7 @@ import msgspec
 from podwire.errors import LabError, PodwireError
 from podwire.kernel import libc, netns, proc, userns
 from podwire.lab import links, wire
+from podwire.lab.childoutput import redirect_to_cri_log, redirect_to_log
 from podwire.lab.fabric import Fabric
 from podwire.lab.paths import LabPaths
 from podwire.lab.spec import LabSpec, NodeSpec, PublishSpec
@@ -279,7 +280,7 @@ class Holder:
         if self._progress >= 0:
             os.close(self._progress)
         if log is not None:
-            _redirect_output(log)
+            redirect_to_log(log)
         if pin is not None:
             fd = netns.open_pin(pin)
             libc.setns(fd, libc.CLONE_NEWNET)
@@ -482,7 +483,7 @@ class Holder:
         pin = Path(request["netns"]) if request["netns"] else None
 
         def body() -> None:
-            _redirect_cri(Path(request["log"]))
+            redirect_to_cri_log(Path(request["log"]))
             os.environ.update(request["env"])
             _call_entry(request["entry"], **request["kwargs"])
 
@@ -548,40 +549,6 @@ def write_spec(paths: LabPaths, spec: LabSpec) -> None:
     """Remember what the lab is, in its folder and where its state is kept."""
     for folder in {paths.root, paths.state(spec.state_dir)}:
         _write_atomically(folder / paths.spec.name, msgspec.json.encode(spec))
-
-
-def _redirect_output(log: Path) -> None:
-    fd = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-    os.dup2(fd, 1)
-    os.dup2(fd, 2)
-    os.close(fd)
-
-
-class _CriWriter:
-    """stdout of a spawned program as CRI log lines."""
-
-    def __init__(self, file: Any, stream: str) -> None:
-        self._file = file
-        self._stream = stream
-        self._rest = ""
-
-    def write(self, text: str) -> int:
-        *lines, self._rest = (self._rest + text).split("\n")
-        for line in lines:
-            now = time.time_ns()
-            stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now // 10**9))
-            self._file.write(f"{stamp}.{now % 10**9:09d}Z {self._stream} F {line}\n")
-        return len(text)
-
-    def flush(self) -> None:
-        self._file.flush()
-
-
-def _redirect_cri(log: Path) -> None:
-    log.parent.mkdir(parents=True, exist_ok=True)
-    file = log.open("a", buffering=1)
-    sys.stdout = _CriWriter(file, "stdout")
-    sys.stderr = _CriWriter(file, "stderr")
 
 
 def main() -> NoReturn:
