@@ -452,6 +452,14 @@ class ServicePort(View):
     app_protocol: str = ""
 
 
+class ClientIpConfig(View):
+    timeout_seconds: int | None = None
+
+
+class SessionAffinityConfig(View):
+    client_ip: ClientIpConfig | None = field(default=None, name="clientIP")
+
+
 class ServiceSpec(View):
     type: str = "ClusterIP"
     cluster_ip: str = field(default="", name="clusterIP")
@@ -459,11 +467,84 @@ class ServiceSpec(View):
     ports: list[ServicePort] = []
     selector: dict[str, str] = {}
     external_name: str = ""
+    external_ips: list[str] = field(default_factory=list, name="externalIPs")
+    ip_families: list[str] = []
+    ip_family_policy: str = ""
+    session_affinity: str = "None"
+    session_affinity_config: SessionAffinityConfig | None = None
+    internal_traffic_policy: str = "Cluster"
+    external_traffic_policy: str = "Cluster"
+    health_check_node_port: int = 0
+    load_balancer_class: str | None = None
+    load_balancer_ip: str = field(default="", name="loadBalancerIP")
+    load_balancer_source_ranges: list[str] = []
+    allocate_load_balancer_node_ports: bool | None = None
     publish_not_ready_addresses: bool = False
+    traffic_distribution: str | None = None
+
+    @property
+    def headless(self) -> bool:
+        return self.cluster_ip == "None"
+
+
+class PortStatus(View):
+    port: int
+    protocol: str = "TCP"
+    error: str | None = None
+
+
+class LoadBalancerIngress(View):
+    ip: str = ""
+    hostname: str = ""
+    ip_mode: str | None = None
+    ports: list[PortStatus] = []
+
+
+class LoadBalancerStatus(View):
+    ingress: list[LoadBalancerIngress] = []
+
+
+class ServiceStatus(View):
+    load_balancer: LoadBalancerStatus = LoadBalancerStatus()
+    conditions: list[Condition] = []
 
 
 class Service(Object):
     spec: ServiceSpec = ServiceSpec()
+    status: ServiceStatus = ServiceStatus()
+
+
+class ObjectReference(View):
+    kind: str = ""
+    namespace: str = ""
+    name: str = ""
+    uid: str = ""
+
+
+class EndpointAddress(View):
+    ip: str = ""
+    hostname: str = ""
+    node_name: str | None = None
+    target_ref: ObjectReference | None = None
+
+
+class EndpointPort(View):
+    port: int = 0
+    name: str = ""
+    protocol: str = "TCP"
+    app_protocol: str | None = None
+
+
+class EndpointSubset(View):
+    addresses: list[EndpointAddress] = []
+    not_ready_addresses: list[EndpointAddress] = []
+    ports: list[EndpointPort] = []
+
+
+class Endpoints(Object):
+    """core/v1 Endpoints: written by hand for selector-less Services, then mirrored to slices."""
+
+    subsets: list[EndpointSubset] = []
 
 
 class ConfigMap(Object):

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from podwire.objects import apps, core
+from podwire.objects import apps, core, discovery
 from podwire.objects.meta import Kind
 
 POD = Kind("", "v1", "Pod", "pods", True, core.Pod)
 NODE = Kind("", "v1", "Node", "nodes", False, core.Node)
 NAMESPACE = Kind("", "v1", "Namespace", "namespaces", False, core.Namespace)
 SERVICE = Kind("", "v1", "Service", "services", True, core.Service)
+ENDPOINTS = Kind("", "v1", "Endpoints", "endpoints", True, core.Endpoints)
+ENDPOINT_SLICE = Kind(
+    "discovery.k8s.io", "v1", "EndpointSlice", "endpointslices", True, discovery.EndpointSlice
+)
+SERVICE_CIDR = Kind(
+    "networking.k8s.io", "v1", "ServiceCIDR", "servicecidrs", False, discovery.ServiceCidr
+)
 CONFIG_MAP = Kind("", "v1", "ConfigMap", "configmaps", True, core.ConfigMap)
 SECRET = Kind("", "v1", "Secret", "secrets", True, core.Secret)
 SERVICE_ACCOUNT = Kind("", "v1", "ServiceAccount", "serviceaccounts", True, core.ServiceAccount)
