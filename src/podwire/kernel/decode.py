@@ -53,11 +53,21 @@ def attrs(data: bytes, offset: int = 0) -> dict[int, bytes]:
 def error_of(flags: int, body: bytes) -> tuple[int, str]:
     """(errno, the kernel's own words) of an nl.NLMSG_ERROR; errno 0 is an acknowledgement."""
     code = -int.from_bytes(body[:4], "little", signed=True)
-    if not flags & 0x200:  # NLM_F_ACK_TLVS
-        return code, ""
-    size = 16 if flags & 0x100 else int.from_bytes(body[4:8], "little")  # NLM_F_CAPPED
-    text = attrs(body, 4 + ((size + 3) & ~3)).get(1, b"")
+    text = _extended(flags, body).get(1, b"")
     return code, text.rstrip(b"\0").decode(errors="replace")
+
+
+def error_offset(flags: int, body: bytes) -> int:
+    """Where in the message it complains of an nl.NLMSG_ERROR points; 0 when it does not say."""
+    return _int(_extended(flags, body).get(2))
+
+
+def _extended(flags: int, body: bytes) -> dict[int, bytes]:
+    """The attributes of an extended acknowledgement (NLMSGERR_ATTR_*)."""
+    if not flags & 0x200:  # NLM_F_ACK_TLVS
+        return {}
+    size = 16 if flags & 0x100 else int.from_bytes(body[4:8], "little")  # NLM_F_CAPPED
+    return attrs(body, 4 + ((size + 3) & ~3))
 
 
 def _int(raw: bytes | None) -> int:
