@@ -32,8 +32,17 @@ class Hook:
 MASQUERADE_TABLE: Final = "podwire-masquerade"
 KUBENET_TABLE: Final = "podwire-kubenet"
 IMPAIR_TABLE: Final = "podwire-impair"
+SERVICES_TABLE: Final = "podwire-services"
 
+DSTNAT: Final = -100
+FILTER: Final = 0
 SRCNAT: Final = 100
+
+# Packet marks. Set on the first packet of a connection on its way through a node, and cleared
+# again where it leaves.
+SERVICES_MASQUERADE_MARK: Final = 0x4000
+# With session affinity the other bits hold the backend's number until the packet leaves.
+SERVICES_AFFINITY_MARK: Final = 0xFFFFFFFF ^ SERVICES_MASQUERADE_MARK
 
 MASQUERADE: Final = Hook(
     "cni", "inet", MASQUERADE_TABLE, "postrouting", "postrouting", "nat", SRCNAT
@@ -41,4 +50,25 @@ MASQUERADE: Final = Hook(
 KUBENET_DEDUP: Final = Hook("cni", "bridge", KUBENET_TABLE, "output", "output", "filter", -200)
 IMPAIR: Final = Hook("lab", "bridge", IMPAIR_TABLE, "forward", "forward", "filter", -200)
 
-HOOKS: Final = (MASQUERADE, KUBENET_DEDUP, IMPAIR)
+
+def _services(chain: str, hook: str, kind: str, priority: int) -> tuple[Hook, ...]:
+    return tuple(
+        Hook("services", family, SERVICES_TABLE, chain, hook, kind, priority)
+        for family in ("ip", "ip6")
+    )
+
+
+SERVICES_PREROUTING: Final = _services("prerouting", "prerouting", "nat", DSTNAT)
+SERVICES_OUTPUT: Final = _services("output", "output", "nat", DSTNAT)
+SERVICES_POSTROUTING: Final = _services("postrouting", "postrouting", "nat", SRCNAT)
+SERVICES_FORWARD: Final = _services("forward", "forward", "filter", FILTER)
+SERVICES_LEAVING: Final = _services("leaving", "output", "filter", FILTER)
+SERVICES: Final = (
+    *SERVICES_PREROUTING,
+    *SERVICES_OUTPUT,
+    *SERVICES_POSTROUTING,
+    *SERVICES_FORWARD,
+    *SERVICES_LEAVING,
+)
+
+HOOKS: Final = (MASQUERADE, KUBENET_DEDUP, IMPAIR, *SERVICES)

@@ -1,0 +1,174 @@
+"""Random worlds: the meaning, the walk over the compiled ruleset, and every step in between."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Mapping
+from ipaddress import ip_address
+
+from hypothesis import given
+from hypothesis import strategies as st
+from service_worlds import (
+    CLUSTER_CIDRS,
+    NODE,
+    SERVICE_CIDRS,
+    World,
+    compiled,
+    domain_of,
+    worlds,
+)
+
+from podwire.kernel.nfpack import Change, Data, Key
+from podwire.services import nftables as nf
+from podwire.services.evaluate import Outcome, Packet, evaluate
+from podwire.services.model import FrontendKey
+from podwire.services.plan import SETS, Elements, Owner, Plan, Ruleset
+from podwire.services.walk import CompiledRuleset, Walk
+
+FAMILIES = {name: version for version, name in nf.FAMILY_NAMES.items()}
+
+
+class Kernel:
+    """The sets as netlink leaves them: strict about what is there and what is not."""
+
+    def __init__(self) -> None:
+        self.sets: Elements = {}
+        self.chains: dict[int, set[str]] = {4: set(), 6: set()}
+
+    def apply(self, plan: Plan) -> None:
+        self.make_chains(plan)
+        for step in plan.steps:
+            self.step(step)
+
+    def make_chains(self, plan: Plan) -> None:
+        for version, names in plan.chains.items():
+            for name in names:
+                self.chains[version].add(name)
+
+    def step(self, changes: tuple[Change, ...]) -> None:
+        for change in changes:
+            place = (FAMILIES[change.family], change.set)
+            elements = self.sets.setdefault(place, {})
+            for key in change.delete:
+                del elements[key]
+            for key, data in change.add:
+                assert key not in elements, (place, key)
+                elements[key] = data
+
+    def family(self, version: int) -> Mapping[str, dict[Key, Data]]:
+        return {name: self.sets.get((version, name), {}) for name in SETS}
+
+    def check_nothing_dangles(self) -> None:
+        """Every verdict's chain is there, and every index it can draw has a backend."""
+        for version in (4, 6):
+            ruleset = CompiledRuleset(version, self.family(version), SERVICE_CIDRS, CLUSTER_CIDRS)
+            for name in (nf.SERVICES, nf.INTERNAL):
+                for key, verdict in self.sets.get((version, name), {}).items():
+                    assert isinstance(key, bytes)
+                    chain = str(verdict).removeprefix("goto ")
+                    for needed in nf.needed_chains(chain):
+                        assert needed in self.chains[version]
+                    if nf.needed_chains(chain):
+                        ruleset.check_chain(nf.needed_chains(chain)[0], key)
+
+
+def fill(ruleset: Ruleset, world: World) -> None:
+    for number, (service, slices) in enumerate(world.services):
+        result = compiled(service, *slices)
+        owner = Owner("Service", service.key)
+        ruleset.set_frontends(owner, result.frontends, (f"{number:03}",))
+
+
+def agree(outcome: Outcome, walk: Walk) -> None:
+    assert walk.verdict == outcome.verdict, walk.path
+    assert {b[:2] for b in walk.backends} == {b[:2] for b in outcome.backends}
+    assert {b[:2] for b in walk.masqueraded} == {b[:2] for b in outcome.masqueraded}
+
+
+@given(worlds())
+def test_a_walk_over_the_ruleset_ends_where_the_meaning_says(world: World) -> None:
+    ruleset, kernel = Ruleset(), Kernel()
+    fill(ruleset, world)
+    kernel.apply(ruleset.plan())
+    frontends = ruleset.frontends
+    compiled_rulesets = {
+        version: CompiledRuleset(version, kernel.family(version), SERVICE_CIDRS, CLUSTER_CIDRS)
+        for version in (4, 6)
+    }
+    packets = [
+        *world.packets,
+        *(p for key in frontends for p in _clients_of(key)),
+    ]
+    for packet in packets:
+        version = 4 if len(packet.dst) == 4 else 6
+        agree(
+            evaluate(packet, frontends, domain_of(ruleset.vips)),
+            compiled_rulesets[version].walk(packet),
+        )
+
+
+def _clients_of(key: FrontendKey) -> Iterator[Packet]:
+    sources = {
+        4: ["10.244.1.2", "10.244.2.3", "203.0.113.10", "203.0.113.200"],
+        16: ["fd00:244:0:1::2", "fd00:244:0:2::3", "2001:db8:113::10"],
+    }[len(key.ip)]
+    for source in sources:
+        yield Packet(ip_address(source).packed, *key[:2], key.port)
+    own = {4: "172.30.0.2", 16: "fd00:30::2"}[len(key.ip)]
+    yield Packet(ip_address(own).packed, *key[:2], key.port, from_node=True)
+
+
+@given(st.lists(worlds(), min_size=2, max_size=4))
+def test_no_step_between_two_worlds_leaves_a_verdict_without_backends(
+    history: list[World],
+) -> None:
+    ruleset, kernel = Ruleset(), Kernel()
+    known: set[Owner] = set()
+    for world in history:
+        owners = {Owner("Service", service.key) for service, _ in world.services}
+        for gone in known - owners:
+            ruleset.set_frontends(gone, ())
+        known = owners
+        fill(ruleset, world)
+        plan = ruleset.plan()
+        kernel.make_chains(plan)
+        assert len(plan.steps) <= 3
+        for step in plan.steps:
+            kernel.step(step)
+            kernel.check_nothing_dangles()
+    wanted = {place: found for place, found in ruleset.elements().items() if found}
+    assert {place: found for place, found in kernel.sets.items() if found} == wanted
+    assert not ruleset.plan().steps
+
+
+@given(worlds(), worlds(), st.randoms())
+def test_mending_leads_from_anything_to_what_should_be(
+    before: World, world: World, dice: random.Random
+) -> None:
+    """An agent that starts anew adopts what an earlier one left, whatever was lost of it."""
+    former, kernel = Ruleset(), Kernel()
+    fill(former, before)
+    kernel.apply(former.plan())
+    for elements in kernel.sets.values():
+        for key in [key for key in elements if dice.random() < 0.2]:
+            del elements[key]
+    ruleset = Ruleset()
+    ruleset.adopt(kernel.sets)
+    fill(ruleset, world)
+    kernel.apply(ruleset.mend(kernel.sets))
+    kernel.check_nothing_dangles()
+    wanted = {place: found for place, found in ruleset.elements().items() if found}
+    assert {place: found for place, found in kernel.sets.items() if found} == wanted
+
+
+@given(worlds())
+def test_compiling_and_planning_give_the_same_bytes_again(world: World) -> None:
+    first, second = Ruleset(), Ruleset()
+    fill(first, world)
+    fill(second, World(tuple(reversed(world.services)), ()))
+    ranks = {Owner("Service", s.key): (f"{n:03}",) for n, (s, _) in enumerate(world.services)}
+    for owner, rank in ranks.items():
+        service, slices = next(x for x in world.services if x[0].key == owner.key)
+        second.set_frontends(owner, compiled(service, *slices, node=NODE).frontends, rank)
+    first.plan(), second.plan()
+    assert first.elements() == second.elements()
