@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from podwire.kernel import netns, nft, sysctl
+from podwire.kernel import netns, nfpack, nft, sysctl
 from podwire.kernel import requests as rq
+from podwire.kernel.nfelements import NfElements
 from podwire.kernel.rtnl import Rtnl
 
 
@@ -28,6 +29,24 @@ class RouteNetlink(Protocol):
     def rules(self) -> list[rq.Rule]: ...
     def neighbours(self) -> list[rq.Neighbour]: ...
     def fdb(self) -> list[rq.Fdb]: ...
+    def close(self) -> None: ...
+
+
+class SetElements(Protocol):
+    """What `nfelements.NfElements` offers; bound to one namespace."""
+
+    max_batch: int
+
+    @property
+    def port(self) -> int: ...
+    def apply(self, changes: Sequence[nfpack.Change]) -> None: ...
+    def flush(self, family: str, table: str, name: str) -> None: ...
+    def dump(self, family: str, table: str, name: str) -> dict[nfpack.Key, nfpack.Data]: ...
+    def dump_counters(
+        self, family: str, table: str, name: str
+    ) -> dict[nfpack.Key, tuple[int, int]]: ...
+    def generation(self) -> int: ...
+    def own_pid(self) -> int: ...
     def close(self) -> None: ...
 
 
@@ -46,6 +65,7 @@ class Effects(Protocol):
     def rtnl(self, ns: int | None = None) -> contextlib.AbstractContextManager[RouteNetlink]: ...
     def nft(self, text: str, ns: int | None = None) -> None: ...
     def list_table(self, family: str, name: str, ns: int | None = None) -> str: ...
+    def elements(self, ns: int | None = None) -> contextlib.AbstractContextManager[SetElements]: ...
     def write_sysctls(self, values: Mapping[str, str | int], ns: int | None = None) -> None: ...
     def read_sysctl(self, key: str, ns: int | None = None) -> str: ...
 
@@ -81,6 +101,11 @@ class KernelEffects:
 
     def list_table(self, family: str, name: str, ns: int | None = None) -> str:
         return nft.list_table(family, name, ns)
+
+    @contextlib.contextmanager
+    def elements(self, ns: int | None = None) -> Iterator[SetElements]:
+        with NfElements() if ns is None else NfElements.in_ns(ns) as handle:
+            yield handle
 
     def write_sysctls(self, values: Mapping[str, str | int], ns: int | None = None) -> None:
         sysctl.write(values, ns)
