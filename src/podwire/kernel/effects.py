@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
 from podwire.kernel import netns, nfpack, nft, sysctl
 from podwire.kernel import requests as rq
+from podwire.kernel.conntrack import Conntrack
+from podwire.kernel.flows import EVERY, Flow, Match
 from podwire.kernel.nfelements import NfElements
 from podwire.kernel.rtnl import Rtnl
 
@@ -50,6 +53,17 @@ class SetElements(Protocol):
     def close(self) -> None: ...
 
 
+class FlowTable(Protocol):
+    """What `conntrack.Conntrack` offers; bound to one namespace."""
+
+    def dump(self, family: int = socket.AF_INET, match: Match = EVERY) -> list[Flow]: ...
+    def count(self) -> int: ...
+    def maximum(self) -> int: ...
+    def delete(self, flow: Flow) -> bool: ...
+    def delete_many(self, wanted: Iterable[Flow]) -> int: ...
+    def close(self) -> None: ...
+
+
 class Effects(Protocol):
     """Everything a network planner may do. `ns` is a namespace descriptor, None the current one.
 
@@ -66,6 +80,7 @@ class Effects(Protocol):
     def nft(self, text: str, ns: int | None = None) -> None: ...
     def list_table(self, family: str, name: str, ns: int | None = None) -> str: ...
     def elements(self, ns: int | None = None) -> contextlib.AbstractContextManager[SetElements]: ...
+    def conntrack(self, ns: int | None = None) -> contextlib.AbstractContextManager[FlowTable]: ...
     def write_sysctls(self, values: Mapping[str, str | int], ns: int | None = None) -> None: ...
     def read_sysctl(self, key: str, ns: int | None = None) -> str: ...
 
@@ -105,6 +120,11 @@ class KernelEffects:
     @contextlib.contextmanager
     def elements(self, ns: int | None = None) -> Iterator[SetElements]:
         with NfElements() if ns is None else NfElements.in_ns(ns) as handle:
+            yield handle
+
+    @contextlib.contextmanager
+    def conntrack(self, ns: int | None = None) -> Iterator[FlowTable]:
+        with Conntrack() if ns is None else Conntrack.in_ns(ns) as handle:
             yield handle
 
     def write_sysctls(self, values: Mapping[str, str | int], ns: int | None = None) -> None:

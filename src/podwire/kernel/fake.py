@@ -1,7 +1,7 @@
 """The kernel, as far as planners use it, in memory: `effects.Effects` without root or clock.
 
-Links, addresses, routes: `fake_rtnl`; set elements: `fake_nf`. nftables text is kept by table; its
-commands are understood, its rules are not. No packet moves.
+Links, addresses, routes: `fake_rtnl`; set elements and flows: `fake_nf`. nftables text is kept by
+table; its commands are understood, its rules are not. No packet moves.
 
 The scenarios in tests/kernel/test_kernel_fake.py run here and on the kernel, and the states are
 compared.
@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Final
 
 from podwire.errors import KernelError
-from podwire.kernel.effects import RouteNetlink, SetElements
-from podwire.kernel.fake_nf import FakeNfElements, forget
+from podwire.kernel.effects import FlowTable, RouteNetlink, SetElements
+from podwire.kernel.fake_nf import FakeConntrack, FakeNfElements, forget
 from podwire.kernel.fake_rtnl import FakeRtnl, Namespace, remove_link
 
 _FIRST_FD: Final = 1_000_000  # no real descriptor: closing one by mistake must fail
@@ -170,6 +170,10 @@ class FakeKernel:
     @contextlib.contextmanager
     def elements(self, ns: int | None = None) -> Iterator[SetElements]:
         yield FakeNfElements(self.namespace(ns))
+
+    @contextlib.contextmanager
+    def conntrack(self, ns: int | None = None) -> Iterator[FlowTable]:
+        yield FakeConntrack(self.namespace(ns))
 
     def list_table(self, family: str, name: str, ns: int | None = None) -> str:
         tables = self.namespace(ns).tables

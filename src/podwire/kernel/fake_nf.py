@@ -1,4 +1,4 @@
-"""Netfilter in memory: `nfelements.NfElements` and `nfmonitor.NfMonitor` without a kernel.
+"""Netfilter in memory: set elements, ruleset monitor and connection tracking without a kernel.
 
 Sets exist when the text given to the fake's nft declares them, and so do the chains verdicts name.
 Elements are kept as they are; no packet meets them, so counters stay at nothing. Intervals of one
@@ -11,11 +11,13 @@ import contextlib
 import errno
 import os
 import re
-from collections.abc import Mapping, Sequence
+import socket
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final, Self, TypeAlias
 
 from podwire.errors import KernelError
 from podwire.kernel.fake_rtnl import Namespace
+from podwire.kernel.flows import EVERY, Flow, Match
 from podwire.kernel.nfelements import MAX_BATCH, Change, Data, Goto, Jump, Key, size_of
 from podwire.kernel.nfmonitor import Transaction
 
@@ -185,3 +187,32 @@ class FakeNfMonitor:
 
     def close(self) -> None:
         os.close(self._fd)
+
+
+class FakeConntrack:
+    """`conntrack.Conntrack` on the flows a test put into a `Namespace`."""
+
+    def __init__(self, namespace: Namespace) -> None:
+        self._ns = namespace
+
+    def dump(self, family: int = socket.AF_INET, match: Match = EVERY) -> list[Flow]:
+        return [f for f in self._ns.flows if f.family == family and match.accepts(f)]
+
+    def count(self) -> int:
+        return len(self._ns.flows)
+
+    def maximum(self) -> int:
+        return 262_144
+
+    def delete(self, flow: Flow) -> bool:
+        return self.delete_many([flow]) == 1
+
+    def delete_many(self, wanted: Iterable[Flow]) -> int:
+        meant = {(flow.reply, flow.id, flow.zone) for flow in wanted}
+        left = [f for f in self._ns.flows if (f.reply, f.id, f.zone) not in meant]
+        deleted = len(self._ns.flows) - len(left)
+        self._ns.flows = left
+        return deleted
+
+    def close(self) -> None:
+        pass
