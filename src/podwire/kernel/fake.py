@@ -1,7 +1,7 @@
 """The kernel, as far as planners use it, in memory: `effects.Effects` without root or clock.
 
-Links, addresses, routes: `fake_rtnl`. nftables text is kept by table; its commands are understood,
-its rules are not. No packet moves.
+Links, addresses, routes: `fake_rtnl`; set elements and flows: `fake_nf`. nftables text is kept by
+table; its commands are understood, its rules are not. No packet moves.
 
 The scenarios in tests/kernel/test_kernel_fake.py run here and on the kernel, and the states are
 compared.
@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Final
 
 from podwire.errors import KernelError
-from podwire.kernel.effects import RouteNetlink
+from podwire.kernel.effects import FlowTable, RouteNetlink, SetElements
+from podwire.kernel.fake_nf import FakeConntrack, FakeNfElements, forget
 from podwire.kernel.fake_rtnl import FakeRtnl, Namespace, remove_link
 
 _FIRST_FD: Final = 1_000_000  # no real descriptor: closing one by mistake must fail
@@ -159,9 +160,20 @@ class FakeKernel:
     def nft(self, text: str, ns: int | None = None) -> None:
         namespace = self.namespace(ns)
         tables = copy.deepcopy(namespace.tables)
+        elements = dict(namespace.elements)
         for command in split_commands(text):
             _nft_command(tables, command)
-        namespace.tables = tables
+            forget(elements, command)
+        namespace.tables, namespace.elements = tables, elements
+        namespace.generation += 1
+
+    @contextlib.contextmanager
+    def elements(self, ns: int | None = None) -> Iterator[SetElements]:
+        yield FakeNfElements(self.namespace(ns))
+
+    @contextlib.contextmanager
+    def conntrack(self, ns: int | None = None) -> Iterator[FlowTable]:
+        yield FakeConntrack(self.namespace(ns))
 
     def list_table(self, family: str, name: str, ns: int | None = None) -> str:
         tables = self.namespace(ns).tables

@@ -18,7 +18,9 @@ import msgspec
 
 from podwire.errors import KernelError
 from podwire.kernel import encode as nl
+from podwire.kernel import nfpack
 from podwire.kernel import requests as rq
+from podwire.kernel.flows import Flow
 
 _NO_MAC: Final = "00:00:00:00:00:00"
 _IPV6_METRIC: Final = 1024
@@ -46,6 +48,11 @@ class Namespace:
     neighbours: dict[tuple[str, rq.IPAddress], rq.Neighbour] = field(default_factory=dict)
     fdb: list[rq.Fdb] = field(default_factory=list)
     tables: dict[tuple[str, str], list[str]] = field(default_factory=dict)
+    elements: dict[tuple[str, str, str], dict[nfpack.Key, nfpack.Data]] = field(
+        default_factory=dict
+    )
+    generation: int = 1
+    flows: list[Flow] = field(default_factory=list)
     sysctls: dict[str, str] = field(default_factory=dict)
     next_index: int = 2
 

@@ -72,7 +72,6 @@ _NEWSETELEM: Final = nfnl.SUBSYS_NFTABLES << 8 | 12
 _GETSETELEM: Final = nfnl.SUBSYS_NFTABLES << 8 | 13
 _DELSETELEM: Final = nfnl.SUBSYS_NFTABLES << 8 | 14
 _GETSET: Final = nfnl.SUBSYS_NFTABLES << 8 | 10
-_GETGEN: Final = nfnl.SUBSYS_NFTABLES << 8 | 16
 _SET_NAME: Final = 2
 _SET_FLAGS: Final = 3
 _SET_COUNT: Final = 20
@@ -253,13 +252,8 @@ class NfElements(nfnl.NfSocket):
         return self._generation()[0]
 
     def own_pid(self) -> int:
-        """The calling thread's number as notifications name it (the initial pid namespace's)."""
+        """The calling thread, as `NfMonitor` is told who did something."""
         return self._generation()[1]
-
-    def _generation(self) -> tuple[int, int]:
-        (answer,) = self._ask(_GETGEN, 0, b"")
-        found = decode.attrs(answer, 4)
-        return _number(found.get(1)), _number(found.get(2))
 
 
 def _number(raw: bytes | None, absent: int = 0) -> int:

@@ -23,6 +23,7 @@ from podwire.kernel import encode as nl
 
 SUBSYS_CTNETLINK: Final = 1
 SUBSYS_NFTABLES: Final = 10
+_GETGEN: Final = SUBSYS_NFTABLES << 8 | 16
 MSG_BATCH_BEGIN: Final = 16
 MSG_BATCH_END: Final = 17
 GROUP_NFTABLES: Final = 7
@@ -163,6 +164,12 @@ class NfSocket:
             else:
                 found.append(got_body)
         return found
+
+    def _generation(self) -> tuple[int, int]:
+        """(the ruleset's generation, the calling thread's number in the initial pid namespace)."""
+        (answer,) = self._ask(_GETGEN, 0, b"")
+        found = decode.attrs(answer, 4)
+        return int.from_bytes(found[1], "big"), int.from_bytes(found.get(2, b""), "big")
 
     def _dump(self, kind: int, family: int, body: bytes) -> list[bytes]:
         """Every message of a dump, from its attributes on; asked anew while it was interrupted."""
