@@ -11,8 +11,10 @@ from pathlib import Path
 
 from aiohttp import web
 
+from podwire.agents.config import ServiceConfig
 from podwire.agents.network import NodeNetworkAgent
 from podwire.agents.pathmtu import PathMtuCheck
+from podwire.agents.services import ServiceAgent
 from podwire.client import Api
 from podwire.cni.attach import KernelPodNetwork
 from podwire.cni.config import NetworkConfig
@@ -32,6 +34,7 @@ async def run(
     api: Api,
     config: KubeletConfig,
     network: NetworkConfig,
+    services: ServiceConfig,
     *,
     spawner: Spawner,
     runtime: ContainerRuntime | None = None,
@@ -45,6 +48,7 @@ async def run(
     pods = KernelPodNetwork(network, leases, config.pins_dir)
     node = NodeNetworkAgent(api, config.node_name, network, pods)
     kubelet = Kubelet(config, api, pods, spawner=spawner, runtime=runtime)
+    balancing = ServiceAgent(api, config.node_name, services, node.nodes, kubelet.pod_informer)
     probes = ProbeService(lambda source: _source_pin(kubelet, source, outside))
     server = KubeletServer(kubelet)
     server.add_route("POST", "/probe", lambda request: _probe(probes, request))
@@ -53,6 +57,7 @@ async def run(
             following = [
                 group.create_task(node.run()),
                 group.create_task(PathMtuCheck(api, config.node_name, node, probes).run()),
+                group.create_task(balancing.run()),
             ]
             # Pods of an earlier agent can only be recognised once the network is known again.
             with contextlib.suppress(NodeRemovedError):
@@ -64,6 +69,7 @@ async def run(
             return code
     finally:
         probes.close()
+        balancing.close()
         with contextlib.suppress(OSError):
             leases.close()
 

@@ -146,6 +146,7 @@ async def _agent(context: Context) -> int:
             api,
             kubelet,
             spec.network_config(),
+            spec.service_config(),
             spawner=ForkSpawner(paths.control_socket),
             runtime=await OciRuntime.probe(kubelet.node_dir / "oci", paths.images),
             outside=paths.node_pins / OUTSIDE,

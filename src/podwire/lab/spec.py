@@ -21,6 +21,7 @@ from typing import Literal
 
 import msgspec
 
+from podwire.agents.config import ServiceConfig
 from podwire.cni.config import (
     VXLAN_OVERHEAD,
     Address,
@@ -144,6 +145,13 @@ class LabSpec(msgspec.Struct, frozen=True, kw_only=True):
             non_masquerade_cidrs=tuple(ip_network(c) for c in self.non_masquerade_cidrs),
             hairpin_mode=self.hairpin_mode,
             mtu=self.mtu,
+        )
+
+    def service_config(self) -> ServiceConfig:
+        return ServiceConfig(
+            families=self.families,
+            cluster_cidrs=self.pod_networks(),
+            service_cidrs=self.service_networks(),
         )
 
     def node_addresses(self, node: NodeSpec) -> tuple[Address, ...]:

@@ -16,7 +16,7 @@ class ContainerPort(View):
     name: str = ""
     protocol: str = "TCP"
     host_port: int = 0
-    host_ip: str = ""
+    host_ip: str = field(default="", name="hostIP")
 
 
 class ObjectFieldSelector(View):

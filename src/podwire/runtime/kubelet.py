@@ -85,6 +85,11 @@ class Kubelet:
         return self._host
 
     @property
+    def pod_informer(self) -> Informer[Pod]:
+        """Every pod bound to this node."""
+        return self._pods
+
+    @property
     def pods(self) -> Mapping[str, PodWorker]:
         """The workers by pod UID."""
         return self._workers

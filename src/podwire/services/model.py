@@ -303,33 +303,3 @@ def parse_weights(
         except (ValueError, AttributeError, OSError) as error:
             problems.append(f"endpointslice {piece.key}: {WEIGHTS_ANNOTATION}: {error}")
     return weights or None
-
-
-@dataclass(frozen=True)
-class HostPort:
-    """A container's hostPort on this node; `host_ip` None is every address of the node."""
-
-    pod: Key
-    backend: Backend
-    protocol: int
-    port: int
-    host_ip: bytes | None = None
-
-
-def compile_host_ports(ports: Iterable[HostPort], node: NodeView) -> tuple[Frontend, ...]:
-    """hostPorts as frontends with one backend each; clients' addresses are kept."""
-    frontends = []
-    for entry in ports:
-        addresses = [entry.host_ip] if entry.host_ip else [a.packed for a in node.addresses]
-        frontends += [
-            Frontend(
-                FrontendKey(ip, entry.protocol, entry.port),
-                entry.pod,
-                "",
-                "HostPort",
-                (entry.backend,),
-            )
-            for ip in addresses
-            if len(ip) == len(entry.backend.ip)
-        ]
-    return tuple(frontends)

@@ -1,6 +1,6 @@
 """From one set of frontends to the next, in transactions that never leave a packet lost. Pure.
 
-    set_frontends(owner, ...) for what changed -> plan -> chains (text), then up to three steps
+    Claims that changed -> plan -> chains (text), then up to three steps
 
 A packet makes two look-ups, `services` and then `endpoints`, and a commit may come between them.
 So what any verdict can ask for is there before the verdict is, and stays until after:
@@ -16,13 +16,13 @@ or something else touched the tables, `adopt` and `mend` start from what the ker
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final, NamedTuple, TypeAlias
+from typing import Final, TypeAlias
 
 from podwire.kernel.nfpack import Change, Data, Goto, Key
-from podwire.objects.meta import Key as ObjectKey
 from podwire.services import nftables as nf
+from podwire.services.claims import Claims
 from podwire.services.endpoints import Backend
 from podwire.services.model import Frontend, FrontendKey
 from podwire.services.nftables import Rendered, render_frontend
@@ -31,7 +31,6 @@ GROW, SWITCH, SHRINK = range(3)
 Place: TypeAlias = tuple[int, str]
 """IP version and set name."""
 Elements: TypeAlias = dict[Place, dict[Key, Data]]
-Rank: TypeAlias = tuple[str, ...]
 
 SETS: Final = (
     nf.VIPS,
@@ -45,16 +44,6 @@ SETS: Final = (
     nf.SERVICES,
 )
 """What is kept in sync, the ranges (text) and the affinity map (the kernel's own) apart."""
-
-
-class Owner(NamedTuple):
-    """Whose frontends they are: a Service, or a Pod with hostPorts."""
-
-    kind: str
-    key: ObjectKey
-
-    def __str__(self) -> str:
-        return f"{self.kind.lower()} {self.key}"
 
 
 @dataclass(frozen=True)
@@ -105,72 +94,17 @@ class _Installed:
 class Ruleset:
     """What was planned, and what that makes of the next change."""
 
-    def __init__(self) -> None:
-        self._owned: dict[Owner, dict[FrontendKey, tuple[Rank, Frontend]]] = {}
-        self._claims: dict[FrontendKey, list[Owner]] = {}
+    def __init__(self, claims: Claims) -> None:
+        self._claims = claims
         self._installed: dict[FrontendKey, _Installed] = {}
-        self._touched: dict[FrontendKey, None] = {}
         self._vips: Counter[bytes] = Counter()
         self._hairpins: Counter[bytes] = Counter()
         self._chains: dict[int, set[str]] = {4: set(), 6: set()}
         self._seeds: dict[FrontendKey, Rendered] = {}
 
-    # --- what should be -------------------------------------------------------------------------
-
-    def set_frontends(self, owner: Owner, frontends: Iterable[Frontend], rank: Rank = ()) -> None:
-        """Say what `owner` has from now on; where several claim one key, the lowest rank wins."""
-        before = self._owned.get(owner, {})
-        after = {f.key: (rank, f) for f in frontends}
-        for key in before.keys() - after.keys():
-            self._claims[key].remove(owner)
-            if not self._claims[key]:
-                del self._claims[key]
-            self._touched[key] = None
-        for key, claim in after.items():
-            if before.get(key) == claim:
-                continue
-            if key not in before:
-                self._claims.setdefault(key, []).append(owner)
-            self._touched[key] = None
-        if after:
-            self._owned[owner] = after
-        else:
-            self._owned.pop(owner, None)
-
-    def winner(self, key: FrontendKey) -> Frontend | None:
-        """Whose frontend counts: the lowest rank, then the lowest name."""
-        claims = self._claims.get(key)
-        if not claims:
-            return None
-        if len(claims) == 1:
-            return self._owned[claims[0]][key][1]
-        return self._owned[min(claims, key=lambda o: (self._owned[o][key][0], o))][key][1]
-
-    def losers(self, owner: Owner) -> dict[FrontendKey, Owner]:
-        """Keys `owner` asked for and did not get, and who has them."""
-        lost: dict[FrontendKey, Owner] = {}
-        for key, (_, frontend) in self._owned.get(owner, {}).items():
-            claims = self._claims[key]
-            if len(claims) > 1 and self.winner(key) is not frontend:
-                lost[key] = min(claims, key=lambda o: (self._owned[o][key][0], o))
-        return lost
-
-    @property
-    def frontends(self) -> dict[FrontendKey, Frontend]:
-        """What counts now, planned or not yet: what `evaluate` wants."""
-        found = {key: self.winner(key) for key in self._claims}
-        return {key: frontend for key, frontend in found.items() if frontend is not None}
-
-    def frontend(self, key: FrontendKey) -> Frontend | None:
-        return self.winner(key)
-
     def rendered(self, key: FrontendKey) -> Rendered | None:
         installed = self._installed.get(key)
         return installed.rendered if installed else None
-
-    @property
-    def pending(self) -> bool:
-        return bool(self._touched)
 
     @property
     def vips(self) -> frozenset[bytes]:
@@ -183,7 +117,7 @@ class Ruleset:
         steps = (_Step(), _Step(), _Step())
         new_chains: dict[int, list[str]] = {4: [], 6: []}
         vips, hairpins = Counter(self._vips), Counter(self._hairpins)
-        for key in self._touched:
+        for key in self._claims.take_touched():
             before, after = self._installed.get(key), self._next(key)
             if before is None and after is None:
                 continue
@@ -195,7 +129,6 @@ class Ruleset:
             else:
                 self._installed[key] = after
                 self._want_chains(_version(key), after.rendered, new_chains)
-        self._touched.clear()
         self._addresses(nf.VIPS, self._vips, vips, steps)
         self._addresses(nf.HAIRPIN, self._hairpins, hairpins, steps)
         self._vips, self._hairpins = +vips, +hairpins
@@ -203,7 +136,7 @@ class Ruleset:
         return Plan({v: tuple(names) for v, names in new_chains.items() if names}, changes)
 
     def _next(self, key: FrontendKey) -> _Installed | None:
-        frontend = self.winner(key)
+        frontend = self._claims.winner(key)
         if frontend is None:
             return None
         before = self._installed.get(key)
@@ -398,3 +331,46 @@ def _sorted_slots(
     outer = [slots[i] for i in sorted(slots) if i < nf.INTERNAL_OFFSET]
     inner = [slots[i] for i in sorted(slots) if i >= nf.INTERNAL_OFFSET]
     return tuple(outer), "", tuple(inner)
+
+
+# An element's key, data and attributes are less than this.
+_ELEMENT_BYTES: Final = 200
+
+
+def split_step(step: Sequence[Change], limit: int) -> Iterator[list[Change]]:
+    """A step in transactions of at most about `limit` bytes each.
+
+    A replaced element is deleted and added in the same one, and so are all ranges of a Service:
+    no packet may meet the state in between.
+    """
+    most = max(1, limit // _ELEMENT_BYTES)
+    batch: list[Change] = []
+    room = most
+    for change in step:
+        for part in _parts(change, most):
+            size = len(part.delete) + len(part.add)
+            if size > room and batch:
+                yield batch
+                batch, room = [], most
+            batch.append(part)
+            room -= size
+    if batch:
+        yield batch
+
+
+def _parts(change: Change, most: int) -> Iterator[Change]:
+    if change.set == nf.ALLOWED or len(change.delete) + len(change.add) <= most:
+        yield change
+        return
+    where = (change.family, change.table, change.set)
+    replaced = set(change.delete) & {key for key, _ in change.add}
+    pairs = [element for element in change.add if element[0] in replaced]
+    for start in range(0, len(pairs), most // 2 or 1):
+        some = tuple(pairs[start : start + (most // 2 or 1)])
+        yield Change(*where, tuple(key for key, _ in some), some)
+    deletes = [key for key in change.delete if key not in replaced]
+    for start in range(0, len(deletes), most):
+        yield Change(*where, tuple(deletes[start : start + most]))
+    adds = [element for element in change.add if element[0] not in replaced]
+    for start in range(0, len(adds), most):
+        yield Change(*where, (), tuple(adds[start : start + most]))

@@ -10,7 +10,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from service_worlds import (
     CLUSTER_CIDRS,
-    NODE,
     SERVICE_CIDRS,
     World,
     compiled,
@@ -20,9 +19,10 @@ from service_worlds import (
 
 from podwire.kernel.nfpack import Change, Data, Key
 from podwire.services import nftables as nf
+from podwire.services.claims import Claims, Owner
 from podwire.services.evaluate import Outcome, Packet, evaluate
 from podwire.services.model import FrontendKey
-from podwire.services.plan import SETS, Elements, Owner, Plan, Ruleset
+from podwire.services.plan import SETS, Elements, Plan, Ruleset
 from podwire.services.walk import CompiledRuleset, Walk
 
 FAMILIES = {name: version for version, name in nf.FAMILY_NAMES.items()}
@@ -72,11 +72,11 @@ class Kernel:
                         ruleset.check_chain(nf.needed_chains(chain)[0], key)
 
 
-def fill(ruleset: Ruleset, world: World) -> None:
+def fill(claims: Claims, world: World) -> None:
     for number, (service, slices) in enumerate(world.services):
         result = compiled(service, *slices)
         owner = Owner("Service", service.key)
-        ruleset.set_frontends(owner, result.frontends, (f"{number:03}",))
+        claims.set(owner, result.frontends, (f"{number:03}",))
 
 
 def agree(outcome: Outcome, walk: Walk) -> None:
@@ -87,10 +87,11 @@ def agree(outcome: Outcome, walk: Walk) -> None:
 
 @given(worlds())
 def test_a_walk_over_the_ruleset_ends_where_the_meaning_says(world: World) -> None:
-    ruleset, kernel = Ruleset(), Kernel()
-    fill(ruleset, world)
+    claims, kernel = Claims(), Kernel()
+    ruleset = Ruleset(claims)
+    fill(claims, world)
     kernel.apply(ruleset.plan())
-    frontends = ruleset.frontends
+    frontends = claims.frontends
     compiled_rulesets = {
         version: CompiledRuleset(version, kernel.family(version), SERVICE_CIDRS, CLUSTER_CIDRS)
         for version in (4, 6)
@@ -122,14 +123,15 @@ def _clients_of(key: FrontendKey) -> Iterator[Packet]:
 def test_no_step_between_two_worlds_leaves_a_verdict_without_backends(
     history: list[World],
 ) -> None:
-    ruleset, kernel = Ruleset(), Kernel()
+    claims, kernel = Claims(), Kernel()
+    ruleset = Ruleset(claims)
     known: set[Owner] = set()
     for world in history:
         owners = {Owner("Service", service.key) for service, _ in world.services}
         for gone in known - owners:
-            ruleset.set_frontends(gone, ())
+            claims.set(gone, ())
         known = owners
-        fill(ruleset, world)
+        fill(claims, world)
         plan = ruleset.plan()
         kernel.make_chains(plan)
         assert len(plan.steps) <= 3
@@ -146,15 +148,16 @@ def test_mending_leads_from_anything_to_what_should_be(
     before: World, world: World, dice: random.Random
 ) -> None:
     """An agent that starts anew adopts what an earlier one left, whatever was lost of it."""
-    former, kernel = Ruleset(), Kernel()
-    fill(former, before)
-    kernel.apply(former.plan())
+    claims, kernel = Claims(), Kernel()
+    fill(claims, before)
+    kernel.apply(Ruleset(claims).plan())
     for elements in kernel.sets.values():
         for key in [key for key in elements if dice.random() < 0.2]:
             del elements[key]
-    ruleset = Ruleset()
+    claims = Claims()
+    ruleset = Ruleset(claims)
     ruleset.adopt(kernel.sets)
-    fill(ruleset, world)
+    fill(claims, world)
     kernel.apply(ruleset.mend(kernel.sets))
     kernel.check_nothing_dangles()
     wanted = {place: found for place, found in ruleset.elements().items() if found}
@@ -163,12 +166,11 @@ def test_mending_leads_from_anything_to_what_should_be(
 
 @given(worlds())
 def test_compiling_and_planning_give_the_same_bytes_again(world: World) -> None:
-    first, second = Ruleset(), Ruleset()
+    first, second = Claims(), Claims()
     fill(first, world)
     fill(second, World(tuple(reversed(world.services)), ()))
-    ranks = {Owner("Service", s.key): (f"{n:03}",) for n, (s, _) in enumerate(world.services)}
-    for owner, rank in ranks.items():
-        service, slices = next(x for x in world.services if x[0].key == owner.key)
-        second.set_frontends(owner, compiled(service, *slices, node=NODE).frontends, rank)
-    first.plan(), second.plan()
-    assert first.elements() == second.elements()
+    fill(second, world)
+    rulesets = Ruleset(first), Ruleset(second)
+    for ruleset in rulesets:
+        ruleset.plan()
+    assert rulesets[0].elements() == rulesets[1].elements()

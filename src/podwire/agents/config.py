@@ -1,0 +1,21 @@
+"""What a node's agents are told when they start."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+from podwire.services.model import Network
+
+ServiceProxy: TypeAlias = Literal["nftables"]
+
+
+@dataclass(frozen=True)
+class ServiceConfig:
+    """How a node serves Services; the same for every node of a cluster."""
+
+    families: tuple[int, ...] = (4,)
+    cluster_cidrs: tuple[Network, ...] = ()
+    service_cidrs: tuple[Network, ...] = ()
+    backend: ServiceProxy = "nftables"
+    external_ips: bool = False

@@ -1,0 +1,48 @@
+"""Which connection tracking entries lead somewhere no new connection would go. Pure.
+
+An entry keeps its translation for as long as packets come. TCP notices that its peer is gone; a
+UDP sender does not, and goes on for ever to an endpoint that left, or past a Service that came
+after the first packet (k/k#19029, #48370, #59368, #126130, #139628, #141371). So the whole table is
+held against what should be, whatever the change was: nothing has to be remembered, nothing missed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Container, Iterable, Iterator
+from typing import NamedTuple
+
+from podwire.kernel.flows import Flow
+from podwire.services.evaluate import Domain, within
+from podwire.services.model import Frontend, FrontendKey
+
+
+class Stale(NamedTuple):
+    """`reason` is one of: endpoint gone, service gone, untranslated."""
+
+    flow: Flow
+    key: FrontendKey
+    reason: str
+
+
+def stale_flows(
+    flows: Iterable[Flow],
+    winner: Callable[[FrontendKey], Frontend | None],
+    domain: Domain,
+    gone: Container[FrontendKey] = (),
+) -> Iterator[Stale]:
+    """Flows at an address of Services that do not end at one of its backends.
+
+    `gone` are keys that were frontends until now: at a node's own address nothing else tells a
+    flow of ours from somebody else's translation.
+    """
+    for flow in flows:
+        orig, reply = flow.orig, flow.reply
+        key = FrontendKey(orig.dst, orig.proto, orig.dport)
+        frontend = winner(key)
+        if frontend is not None:
+            backends = (*frontend.backends, *(frontend.internal or ()))
+            if not any(reply.src == b.ip and reply.sport == b.port for b in backends):
+                reason = "endpoint gone" if flow.dst_nat else "untranslated"
+                yield Stale(flow, key, reason)
+        elif flow.dst_nat and (key in gone or within(orig.dst, domain.service_ranges)):
+            yield Stale(flow, key, "service gone")
