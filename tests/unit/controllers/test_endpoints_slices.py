@@ -6,6 +6,7 @@ Source of the cases: k8s.io/endpointslice reconciler_test.go and utils_test.go.
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,7 +21,13 @@ from msgspec.structs import replace
 from podwire.controllers.endpoints import slices
 from podwire.controllers.endpoints.members import compile_member, members_of, weight_of
 from podwire.controllers.endpoints.packing import MAX_ENDPOINTS, identity
-from podwire.controllers.endpoints.slices import SlicePlan, Topology, plan_slices, render_patch
+from podwire.controllers.endpoints.slices import (
+    SlicePlan,
+    Topology,
+    plan_slices,
+    render_create,
+    render_patch,
+)
 from podwire.controllers.endpoints.triggers import TriggerTimes
 from podwire.controllers.views import Pod, raw
 from podwire.objects.core import Condition, Node, Service
@@ -35,6 +42,7 @@ def node(name: str, zone: str = "") -> Node:
     return msgspec.convert({"metadata": {"name": name, "labels": labels}}, Node)
 
 
+NUMBERS = itertools.count()
 NODES = {n.key: n for n in (node("n1", "a"), node("n2", "b"), node("bare"))}
 
 
@@ -88,9 +96,8 @@ def apply(existing: Sequence[EndpointSlice], done: SlicePlan) -> list[EndpointSl
         patched = merge(raw(old), render_patch(old, new))
         assert msgspec.convert(patched, EndpointSlice) == new
         at[old.metadata.name] = new
-    for number, piece in enumerate(done.creates):
-        name = f"{piece.metadata.generate_name}{len(at)}-{number}"
-        assert name not in at
+    for piece in done.creates:
+        name = f"{piece.metadata.generate_name}{next(NUMBERS)}"
         at[name] = replace(piece, metadata=replace(piece.metadata, name=name))
     return list(at.values())
 
@@ -141,7 +148,8 @@ def test_reconcile_empty() -> None:
 def test_what_a_slice_carries() -> None:
     svc = service(metadata={"labels": {"team": "a", "kubernetes.io/service-name": "not-this"}})
     (made,) = plan(svc, [pod(1)], trigger="2024-01-01T00:00:00Z").creates
-    assert raw(made) == {
+    assert render_create(made) == {
+        "addressType": "IPv4",
         "metadata": {
             "generateName": "foo-",
             "namespace": "shop",

@@ -55,10 +55,9 @@ def plan_endpoints(
     trigger: str = "",
 ) -> Endpoints | None:
     """The Endpoints as they are to be, None when they are."""
-    subsets = _subsets(service, members)
-    truncated = sum(len(s.addresses) + len(s.not_ready_addresses) for s in subsets) > CAPACITY
-    if truncated:
-        subsets = truncate(subsets)
+    every = _subsets(service, members)
+    subsets = truncate(every)
+    truncated = subsets is not every
     meta = existing.metadata if existing is not None else _metadata(service)
     ours = {TRIGGER_ANNOTATION: trigger, OVER_CAPACITY: "truncated" if truncated else ""}
     annotations = {k: v for k, v in meta.annotations.items() if k not in ours}
@@ -148,9 +147,11 @@ def _render(address: _Address) -> EndpointAddress:
 def truncate(subsets: list[EndpointSubset]) -> list[EndpointSubset]:
     """At most 1,000 addresses, ready ones first, each subset in proportion to its size."""
     ready = sum(len(subset.addresses) for subset in subsets)
+    unready = sum(len(subset.not_ready_addresses) for subset in subsets)
+    if ready + unready <= CAPACITY:
+        return subsets
     cut_ready = ready > CAPACITY
-    room = CAPACITY if cut_ready else CAPACITY - ready
-    total = ready if cut_ready else sum(len(subset.not_ready_addresses) for subset in subsets)
+    room, total = (CAPACITY, ready) if cut_ready else (CAPACITY - ready, unready)
     left = room
     out: list[EndpointSubset] = []
     for subset in subsets:

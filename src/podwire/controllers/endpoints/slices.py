@@ -305,6 +305,12 @@ def controller_reference(kind: str, owner: ObjectMeta) -> OwnerReference:
     )
 
 
+def render_create(piece: EndpointSlice) -> JsonObject:
+    """The body of a new slice; `addressType` has no default in the API."""
+    body: JsonObject = raw(piece)
+    return body | {"addressType": piece.address_type}
+
+
 def render_patch(old: EndpointSlice, new: EndpointSlice) -> JsonObject:
     """The merge patch that makes `new` of `old` and fails if `old` is not what is there."""
     meta: JsonObject = {

@@ -9,10 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from podwire.controllers.cluster import Cluster
-from podwire.controllers.endpoints.slices import SlicePlan, render_patch
+from podwire.controllers.endpoints.slices import SlicePlan, render_create, render_patch
 from podwire.controllers.latest import Latest
 from podwire.controllers.podcontrol import random_name
-from podwire.controllers.views import raw
 from podwire.errors import ConflictError, NotFoundError
 from podwire.objects import kinds
 from podwire.objects.discovery import MANAGED_BY_LABEL, EndpointSlice
@@ -66,7 +65,7 @@ class SliceStore:
             await self.delete(piece)
 
     async def _create(self, piece: EndpointSlice) -> None:
-        body = raw(piece)
+        body = render_create(piece)
         meta = piece.metadata
         # Named here, so that the answer can be told from what others create.
         name = body["metadata"]["name"] = random_name(meta.generate_name)
