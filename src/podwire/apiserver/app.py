@@ -15,7 +15,7 @@ import socket
 import ssl
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from ipaddress import IPv4Network, IPv6Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from pathlib import Path
 
 from aiohttp import StreamReader, web
@@ -23,11 +23,12 @@ from aiohttp.abc import AbstractStreamWriter
 from aiohttp.http_parser import RawRequestMessage
 
 from podwire.apiserver.authn import TokenSigner
-from podwire.apiserver.bootstrap import bootstrap, keep_service
+from podwire.apiserver.bootstrap import bootstrap
 from podwire.apiserver.context import Context, KubeletSocket
 from podwire.apiserver.crds import CustomKinds
 from podwire.apiserver.expiry import EVENT_TTL_S, Expiry
 from podwire.apiserver.metrics import Metrics
+from podwire.apiserver.ownservice import keep_own_service
 from podwire.apiserver.pki import Pki, ensure_pki
 from podwire.apiserver.registry import Registry
 from podwire.apiserver.server import MAX_BODY, Handler
@@ -55,6 +56,9 @@ class ServerConfig:
     tls_addresses: Sequence[tuple[str, int]] = ()
     """Addresses to bind; port 0 takes a free one (see `ApiServer.tls_ports`)."""
     service_cidrs: Sequence[IPv4Network | IPv6Network] = DEFAULT_SERVICE_CIDRS
+    advertised: Sequence[tuple[IPv4Address | IPv6Address, int]] = ()
+    """Where pods reach the server: the endpoints of the Service `kubernetes`; none, then it has
+    none."""
     kubelet_socket: KubeletSocket = _no_kubelet
     extra_names: Sequence[str] = ()
     """More DNS names for the server certificate."""
@@ -99,7 +103,7 @@ class ApiServer:
         CustomKinds(ctx).start()
         _track_addresses(ctx)
         await bootstrap(ctx)
-        keep_service(ctx)
+        keep_own_service(ctx)
         # Loading every kind now keeps the first request of each as fast as the others.
         for resource in ctx.registry.stored():
             ctx.table(resource)
@@ -182,6 +186,7 @@ def _context(config: ServerConfig, pki: Pki) -> Context:
         addresses=ServiceAddresses(config.service_cidrs),
         kubelet_socket=config.kubelet_socket,
         service_cidrs=tuple(config.service_cidrs),
+        advertised=tuple(config.advertised),
     )
 
 

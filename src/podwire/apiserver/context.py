@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from ipaddress import IPv4Network, IPv6Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,6 +34,8 @@ class Context:
     addresses: ServiceAddresses
     kubelet_socket: KubeletSocket
     service_cidrs: tuple[IPv4Network | IPv6Network, ...]
+    advertised: tuple[tuple[IPv4Address | IPv6Address, int], ...] = ()
+    """Where pods reach this server: the endpoints of its own Service."""
     ready: bool = False
     cache: dict[object, tuple[int, bytes]] = field(default_factory=dict)
     """Discovery and OpenAPI bodies with the registry generation they were made for."""

@@ -24,6 +24,13 @@ class ControllerConfig:
     """A node whose lease was not renewed for this long is unreachable."""
     settle_s: float = 0.02
     """Pod changes within this time are one pass of a workload controller."""
+    endpoint_batch_s: float = 0.005
+    """Changes of a Service's pods within this time are one write of its EndpointSlices."""
+    endpoints_delay_s: float = 0.05
+    """How long core/v1 Endpoints, which only people still read, may lag behind the slices."""
+    foreign_delay_s: float = 0.1
+    """A slice somebody else changed is looked at after this long: two writers that do not agree
+    write ten times a second, not as fast as they can."""
     event_quiet_s: float = 1.0
     """Normal events are written once nothing new was said for this long."""
     terminated_pods: int = 12500

@@ -21,6 +21,7 @@ from podwire.controllers.daemonset import DaemonSetController
 from podwire.controllers.deployment import DeploymentController
 from podwire.controllers.discovery import Resources, discover
 from podwire.controllers.disruption import DisruptionController
+from podwire.controllers.endpoints.controller import ServiceEndpoints
 from podwire.controllers.garbage import GarbageCollector
 from podwire.controllers.job import JobController
 from podwire.controllers.namespaces import NamespaceDefaults, NamespaceDeleter
@@ -53,6 +54,7 @@ CONTROLLERS: tuple[Callable[[Cluster], Controller], ...] = (
     JobController,
     CronJobController,
     DisruptionController,
+    ServiceEndpoints,
     PodGarbage,
     NamespaceDefaults,
     NamespaceDeleter,

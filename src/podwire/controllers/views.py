@@ -1,20 +1,21 @@
 """The controllers' own view of a Pod: what scheduling and counting read, and nothing else.
 
 Every pod change in the cluster is decoded into it, so that it leaves out what makes the full view
-dear: probes, environments, volumes, addresses. All other kinds are those of `objects.kinds`.
+dear: probes, environments, volumes. All other kinds are those of `objects.kinds`.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from msgspec import to_builtins
+from msgspec import field, to_builtins
 
 from podwire.objects.core import (
     Affinity,
     Condition,
     ContainerPort,
     ContainerStateTerminated,
+    IpEntry,
     ResourceRequirements,
     Toleration,
     TopologySpreadConstraint,
@@ -44,6 +45,8 @@ class PodSpec(View):
     scheduling_gates: list[dict[str, str]] = []
     restart_policy: str = "Always"
     host_network: bool = False
+    hostname: str = ""
+    subdomain: str = ""
     overhead: Quantities = {}
     priority: int = 0
     termination_grace_period_seconds: int = 30
@@ -63,6 +66,7 @@ class PodStatus(View):
     phase: str = "Pending"
     reason: str = ""
     message: str = ""
+    pod_ips: list[IpEntry] = field(default_factory=list, name="podIPs")
     conditions: list[Condition] = []
     container_statuses: list[ContainerStatus] = []
     init_container_statuses: list[ContainerStatus] = []

@@ -80,6 +80,7 @@ async def _apiserver(context: Context) -> None:
             tls_sockets=(context.api_socket,),
             tls_addresses=((str(spec.api_address), API_PORT),),
             service_cidrs=spec.service_networks(),
+            advertised=((spec.api_address, API_PORT),),
             kubelet_socket=lambda node: paths.node(node) / "kubelet.sock",
         )
     )

@@ -33,7 +33,14 @@ async def recover(live: LivePod, sandbox: Sandbox) -> dict[str, RunningContainer
         if spec is None:
             host.standins.stop(held.id)
             continue
-        env = partial(host.specs.environment, live.pod, spec, sandbox, lenient=True)
+        env = partial(
+            host.specs.environment,
+            live.pod,
+            spec,
+            sandbox,
+            started_at=held.started_at,
+            lenient=True,
+        )
         log_path = host.log_path(live.pod, held.container, held.attempt)
         found.append(host.standins.adopt(held, log_path, shell, env))
     if host.runtime is not None:

@@ -1,4 +1,4 @@
-"""A container's environment: literals, references, `envFrom` and `$(NAME)` expansion. Pure.
+"""A container's environment: Services, `envFrom`, literals, references, `$(NAME)`. Pure.
 
 Source: kubernetes/kubernetes pkg/kubelet/kubelet_pods.go (makeEnvironmentVariables) and
 third_party/forked/golang/expansion.
@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import ROUND_CEILING, Decimal
+from types import MappingProxyType
 from typing import Final
 
 from podwire.errors import ConfigError
@@ -68,11 +69,13 @@ def environment(
     config_maps: Lookup,
     secrets: Lookup,
     *,
+    services: Mapping[str, str] = MappingProxyType({}),
     lenient: bool = False,
 ) -> dict[str, str]:
-    """The variables in order; later ones win. Raises `ConfigError` for a missing reference
-    unless `lenient` (a stand-in does not read its environment)."""
-    env: dict[str, str] = {}
+    """The variables in order; later ones win, and any of them wins over those of `services`, which
+    may be referred to all the same. Raises `ConfigError` for a missing reference unless `lenient`
+    (a stand-in does not read its environment)."""
+    env = dict(services)
     for source in container.env_from:
         try:
             env.update(_env_from(source, config_maps, secrets))

@@ -138,6 +138,7 @@ class Kubelet:
             for worker in self._workers.values():
                 worker.abandon()
             self._host.references.close()
+            self._host.specs.links.close()
             self._thread.shutdown(wait=False, cancel_futures=True)
 
     # -- start -------------------------------------------------------------------------------------

@@ -221,7 +221,9 @@ async def _standin(host: Host, pod: Pod, slot: Slot, sandbox: Sandbox) -> Launch
         hosts=str(directory / "hosts"),
         options=options,
     )
-    env = partial(host.specs.environment, pod, slot.spec, sandbox, lenient=True)
+    env = partial(
+        host.specs.environment, pod, slot.spec, sandbox, started_at=time.time(), lenient=True
+    )
     container = host.standins.serve(serve, sockets, shell, env)
     return Launched(container, standin=True, ready_after_s=options.ready_after_s)
 

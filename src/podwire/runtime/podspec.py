@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import datetime as dt
 from collections.abc import Mapping
 
 from podwire.client import Api
 from podwire.errors import NotFoundError
 from podwire.objects import kinds
 from podwire.objects.core import Container, Pod
+from podwire.objects.meta import format_time
 from podwire.runtime.config import KubeletConfig
 from podwire.runtime.containers import (
     ContainerSpec,
@@ -19,6 +21,7 @@ from podwire.runtime.containers import (
 from podwire.runtime.env import PodFacts, environment, expand, parse_quantity
 from podwire.runtime.hostfiles import kernel_hostname
 from podwire.runtime.sandbox import Sandbox
+from podwire.runtime.servicelinks import ServiceLinks
 from podwire.runtime.state import Slot
 from podwire.runtime.volumes import Volumes
 
@@ -31,6 +34,7 @@ class SpecBuilder:
         self._api = api
         self._allocatable = allocatable
         self.volumes = Volumes(config, api)
+        self.links = ServiceLinks(api)
 
     def facts(self, sandbox: Sandbox) -> PodFacts:
         return PodFacts(
@@ -41,12 +45,23 @@ class SpecBuilder:
         )
 
     async def environment(
-        self, pod: Pod, container: Container, sandbox: Sandbox, *, lenient: bool = False
+        self,
+        pod: Pod,
+        container: Container,
+        sandbox: Sandbox,
+        *,
+        started_at: float = 0.0,
+        lenient: bool = False,
     ) -> dict[str, str]:
-        """Raises `ConfigError` for a missing reference."""
+        """Raises `ConfigError` for a missing reference. For a container that started earlier, at
+        `started_at`, Services made since do not count."""
         maps, secrets = await self._references(pod, container)
+        until = format_time(dt.datetime.fromtimestamp(started_at, dt.UTC)) if started_at else ""
+        services = await self.links.variables(pod, until)
         facts = self.facts(sandbox)
-        env = environment(pod, container, facts, maps.get, secrets.get, lenient=lenient)
+        env = environment(
+            pod, container, facts, maps.get, secrets.get, services=services, lenient=lenient
+        )
         return {
             "HOSTNAME": kernel_hostname(pod, self._config.cluster_domain, self._config.node_name),
             **env,
