@@ -40,12 +40,11 @@ from podwire.apiserver.service_families import (
 from podwire.apiserver.store import Record
 from podwire.apiserver.strategy import now_text
 from podwire.errors import AddressError, ApiError, ExhaustedError, InvalidError
+from podwire.objects.discovery import IP_ALLOCATOR, IP_FAMILY_LABEL, IP_MANAGED_BY_LABEL
 from podwire.objects.meta import JsonObject, Key
 
 DEFAULT_CIDR = "kubernetes"
-MANAGED_BY = "ipallocator.k8s.io"
 _GROUP = "networking.k8s.io"
-_LABELS = ("ipaddress.kubernetes.io/ip-family", "ipaddress.kubernetes.io/managed-by")
 
 
 class Claim:
@@ -328,12 +327,11 @@ def _address_record(ctx: Context, address: Address) -> Record | None:
 
 
 def _stage_address(ctx: Context, address: Address, owner: Key) -> None:
-    family, managed = _LABELS
     meta = {
         "name": str(address),
         "uid": str(uuid.uuid4()),
         "creationTimestamp": now_text(),
-        "labels": {family: f"IPv{address.version}", managed: MANAGED_BY},
+        "labels": {IP_FAMILY_LABEL: f"IPv{address.version}", IP_MANAGED_BY_LABEL: IP_ALLOCATOR},
     }
     parent = {"resource": "services", "namespace": owner.namespace, "name": owner.name}
     obj = {
