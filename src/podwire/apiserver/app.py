@@ -23,7 +23,7 @@ from aiohttp.abc import AbstractStreamWriter
 from aiohttp.http_parser import RawRequestMessage
 
 from podwire.apiserver.authn import TokenSigner
-from podwire.apiserver.bootstrap import bootstrap
+from podwire.apiserver.bootstrap import bootstrap, keep_service_cidr
 from podwire.apiserver.context import Context, KubeletSocket
 from podwire.apiserver.crds import CustomKinds
 from podwire.apiserver.expiry import EVENT_TTL_S, Expiry
@@ -33,7 +33,8 @@ from podwire.apiserver.pki import Pki, ensure_pki
 from podwire.apiserver.registry import Registry
 from podwire.apiserver.server import MAX_BODY, Handler
 from podwire.apiserver.service_addresses import ServiceAddresses
-from podwire.apiserver.store import Event, Store
+from podwire.apiserver.service_allocation import load
+from podwire.apiserver.store import Store
 from podwire.objects.meta import Key
 
 DEFAULT_SERVICE_CIDRS = (IPv4Network("10.96.0.0/16"),)
@@ -101,9 +102,10 @@ class ApiServer:
         )
         self._ctx = ctx = _context(config, self._pki)
         CustomKinds(ctx).start()
-        _track_addresses(ctx)
+        load(ctx)
         await bootstrap(ctx)
         keep_own_service(ctx)
+        keep_service_cidr(ctx)
         # Loading every kind now keeps the first request of each as fast as the others.
         for resource in ctx.registry.stored():
             ctx.table(resource)
@@ -183,27 +185,11 @@ def _context(config: ServerConfig, pki: Pki) -> Context:
         registry=registry,
         metrics=Metrics(),
         signer=TokenSigner(pki.service_account_key(), account_uid),
-        addresses=ServiceAddresses(config.service_cidrs),
+        addresses=ServiceAddresses(),
         kubelet_socket=config.kubelet_socket,
         service_cidrs=tuple(config.service_cidrs),
         advertised=tuple(config.advertised),
     )
-
-
-def _track_addresses(ctx: Context) -> None:
-    """Cluster IPs and node ports follow the stored Services."""
-    table = ctx.builtin_table("", "v1", "services")
-    for record in table.snapshot():
-        ctx.addresses.hold(record.object())
-
-    def hear(events: list[Event]) -> None:
-        for event in events:
-            if event.type == "DELETED":
-                ctx.addresses.release(event.record.object())
-            elif event.previous is not None:
-                ctx.addresses.release(event.previous.object(), keep=event.record.object())
-
-    table.listeners.append(hear)
 
 
 def _bind(address: tuple[str, int]) -> socket.socket:

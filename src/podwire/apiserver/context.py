@@ -32,6 +32,7 @@ class Context:
     metrics: Metrics
     signer: TokenSigner
     addresses: ServiceAddresses
+    """What Services hold of addresses and node ports."""
     kubelet_socket: KubeletSocket
     service_cidrs: tuple[IPv4Network | IPv6Network, ...]
     advertised: tuple[tuple[IPv4Address | IPv6Address, int], ...] = ()

@@ -342,13 +342,16 @@ def _service(obj: Raw) -> None:
     elif spec["sessionAffinity"] == "ClientIP":
         _default(_at(_at(spec, "sessionAffinityConfig"), "clientIP"), timeoutSeconds=10800)
     kind = spec["type"]
+    exposed = kind in ("NodePort", "LoadBalancer") or (
+        kind == "ClusterIP" and bool(spec.get("externalIPs"))
+    )
     for port in _each(spec, "ports"):
         _default(port, protocol="TCP")
         if not port.get("targetPort"):
             port["targetPort"] = port.get("port", 0)
-    if kind in ("NodePort", "LoadBalancer"):
+    if exposed:
         _default(spec, externalTrafficPolicy="Cluster")
-    if kind != "ExternalName":
+    if kind in ("ClusterIP", "NodePort", "LoadBalancer"):
         _default(spec, internalTrafficPolicy="Cluster")
     if kind == "LoadBalancer":
         _default(spec, allocateLoadBalancerNodePorts=True)

@@ -115,14 +115,15 @@ def go_label_selector(selector: Mapping[str, Any] | None) -> GoValue:
 
 def _go_requirement(row: Mapping[str, Any]) -> str:
     key, operator = go_value(row.get("key", "")), go_value(row.get("operator", ""))
-    values = _go_strings(row.get("values"))
+    values = go_strings(row.get("values"))
     return f"v1.LabelSelectorRequirement{{Key:{key}, Operator:{operator}, Values:{values}}}"
 
 
-def _go_strings(values: Sequence[str] | None) -> str:
+def go_strings(values: Sequence[str] | None, kind: str = "string") -> GoValue:
+    """A slice of strings (or of `kind`, a named string type) as `%#v` prints it."""
     if values is None:
-        return "[]string(nil)"
-    return "[]string{" + ", ".join(go_value(value) for value in values) + "}"
+        return GoValue(f"[]{kind}(nil)")
+    return GoValue(f"[]{kind}{{" + ", ".join(go_value(value) for value in values) + "}")
 
 
 def invalid(kind: str, group: str, name: str, errors: Sequence[FieldError]) -> InvalidError:

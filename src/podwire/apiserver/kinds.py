@@ -167,6 +167,12 @@ GROUP_ORDER = (
     "flowcontrol.apiserver.k8s.io",
 )
 
+DEPRECATED: dict[str, str] = {
+    "componentstatuses": "v1 ComponentStatus is deprecated in v1.19+",
+    "endpoints": "v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice",
+}
+"""What every answer about a kind warns of (KEP-1693, KEP-4974)."""
+
 SELECTABLE: dict[str, tuple[str, ...]] = {
     "pods": (
         "spec.nodeName",

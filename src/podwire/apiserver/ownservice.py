@@ -11,13 +11,14 @@ pkg/controlplane/controller/kubernetesservice.
 from __future__ import annotations
 
 import asyncio
+import logging
 
 from podwire.apiserver import pipeline
 from podwire.apiserver.authn import ADMIN
 from podwire.apiserver.context import Context
 from podwire.apiserver.request import Target
 from podwire.apiserver.store import Event
-from podwire.errors import AlreadyExistsError
+from podwire.errors import AlreadyExistsError, InvalidError
 from podwire.objects.meta import JsonObject, Key
 
 API_PORT = 6443
@@ -29,6 +30,7 @@ _SERVICE_NAME = "kubernetes.io/service-name"
 _SKIP_MIRROR = "endpointslice.kubernetes.io/skip-mirror"
 
 Where = tuple[str, str, str]
+_LOG = logging.getLogger(__name__)
 
 
 def ensure_own_service(ctx: Context) -> None:
@@ -105,6 +107,9 @@ def _create(ctx: Context, where: Where, obj: JsonObject) -> bool:
         pipeline.create(ctx, target, typed, ADMIN, dry_run=False)
     except AlreadyExistsError:
         return False
+    except InvalidError as error:
+        # Somebody else has its address; everything but this Service works.
+        _LOG.error("%s %s: %s", resource.plural, SERVICE, error)
     return True
 
 

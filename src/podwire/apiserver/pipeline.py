@@ -21,7 +21,8 @@ from podwire.apiserver.defaults import apply_defaults
 from podwire.apiserver.registry import Resource
 from podwire.apiserver.representation import read_object, with_type
 from podwire.apiserver.request import Request, Target, User, not_found
-from podwire.apiserver.service_allocation import allocate
+from podwire.apiserver.service_allocation import release, reserve
+from podwire.apiserver.service_warnings import write_warnings
 from podwire.apiserver.store import Record, encode
 from podwire.apiserver.validation import FieldError, invalid, validate_create, validate_update
 from podwire.errors import (
@@ -45,6 +46,7 @@ class Written:
     record: Record
     created: bool = False
     deleted: bool = False
+    warnings: tuple[str, ...] = ()
 
 
 def authorize(ctx: Context, request: Request) -> None:
@@ -116,13 +118,16 @@ def create(ctx: Context, target: Target, obj: JsonObject, user: User, *, dry_run
         "CREATE", resource, target.namespace, meta["name"], "", obj, None, user, dry_run
     )
     admission.mutate(ctx, attributes)
-    _raise_invalid(resource, obj, validate_create(resource.kind, obj, resource.schema))
-    admission.check(ctx, attributes)
-    if ctx.latest(resource, target.namespace, meta["name"]) is not None:
-        raise _exists(resource, meta["name"])
-    if resource.storage == "services":
-        allocate(ctx, obj, None, dry_run=dry_run)
-    return Written(_put(ctx, resource, obj, None, dry_run=dry_run), created=True)
+    with reserve(ctx, resource, obj, None) as claim:
+        _raise_invalid(resource, obj, validate_create(resource.kind, obj, resource.schema))
+        admission.check(ctx, attributes)
+        if ctx.latest(resource, target.namespace, meta["name"]) is not None:
+            raise _exists(resource, meta["name"])
+        if claim is not None and not dry_run:
+            claim.stage()
+        warnings = write_warnings(resource.storage, obj)
+        record = _put(ctx, resource, obj, None, dry_run=dry_run)
+        return Written(record, created=True, warnings=warnings)
 
 
 def _name(ctx: Context, target: Target, obj: JsonObject) -> None:
@@ -196,23 +201,26 @@ def update(ctx: Context, target: Target, change: Change, user: User, *, dry_run:
         dry_run,
     )
     admission.mutate(ctx, attributes)
-    errors = validate_update(
-        resource.kind,
-        new,
-        old,
-        resource.schema,
-        subresource=target.subresource,
-    )
-    _raise_invalid(resource, new, errors)
-    admission.check(ctx, attributes)
-    if resource.storage == "services" and not target.subresource:
-        allocate(ctx, new, old, dry_run=dry_run)
-    if strategy.same(new, old):
-        return Written(record)
-    strategy.count_generation(resource, new, old)
-    if may_vanish(resource, new):
-        return remove(ctx, resource, new, dry_run=dry_run)
-    return Written(_put(ctx, resource, new, record, dry_run=dry_run))
+    with reserve(ctx, resource, new, old, target.subresource) as claim:
+        errors = validate_update(
+            resource.kind,
+            new,
+            old,
+            resource.schema,
+            subresource=target.subresource,
+        )
+        _raise_invalid(resource, new, errors)
+        admission.check(ctx, attributes)
+        warnings = () if target.subresource else write_warnings(resource.storage, new)
+        if strategy.same(new, old):
+            return Written(record, warnings=warnings)
+        strategy.count_generation(resource, new, old)
+        if not may_vanish(resource, new):
+            if claim is not None and not dry_run:
+                claim.stage()
+            stored = _put(ctx, resource, new, record, dry_run=dry_run)
+            return Written(stored, warnings=warnings)
+    return remove(ctx, resource, new, dry_run=dry_run)
 
 
 def _check_identity(resource: Resource, target: Target, new: JsonObject, old: JsonObject) -> None:
@@ -264,11 +272,22 @@ def remove(ctx: Context, resource: Resource, obj: JsonObject, *, dry_run: bool) 
     """Take an object out of the store; `obj` is its last state."""
     stored = with_type(resource.write(obj) if resource.write else obj)
     if not dry_run:
+        if resource.storage == "services":
+            _release_service(ctx, stored)
         record = ctx.store.stage_delete(ctx.table(resource), stored)
         if record is not None:
             return Written(record, deleted=True)
     rv = int(stored["metadata"].get("resourceVersion") or 0)
     return Written(Record(0, rv, encode(stored), stored, resource.brief), deleted=True)
+
+
+def _release_service(ctx: Context, obj: JsonObject) -> None:
+    """Of what is stored: an update that lets a Service go may have changed it, too."""
+    table = ctx.builtin_table("", "v1", "services")
+    key = Key(obj["metadata"]["namespace"], obj["metadata"]["name"])
+    record = ctx.store.latest(table, key)
+    if record is not None:
+        release(ctx, record.object())
 
 
 def put_deleting(

@@ -147,3 +147,9 @@ def method_not_allowed() -> ApiError:
         code=405,
         reason="MethodNotAllowed",
     )
+
+
+def warning_value(text: str) -> str:
+    """A Warning header's value (RFC 7234 section 5.5), as kubectl reads it."""
+    quoted = text.replace("\\", "\\\\").replace('"', '\\"')
+    return f'299 - "{quoted}"'

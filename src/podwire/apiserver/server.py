@@ -28,6 +28,7 @@ from podwire.apiserver import (
 )
 from podwire.apiserver.authn import authenticate
 from podwire.apiserver.context import Context
+from podwire.apiserver.kinds import DEPRECATED
 from podwire.apiserver.negotiation import Format, negotiate
 from podwire.apiserver.representation import to_yaml
 from podwire.apiserver.request import (
@@ -38,6 +39,7 @@ from podwire.apiserver.request import (
     page_not_found,
     parse_target,
     verb_of,
+    warning_value,
 )
 from podwire.apiserver.store import encode
 from podwire.apiserver.writes import Answer
@@ -138,7 +140,11 @@ class Handler:
             raise method_not_allowed()
         if resource.storage == "componentstatuses":
             return _bytes(encode(_component_statuses()), Format())
-        return await self._serve(http, request, special)
+        response = await self._serve(http, request, special)
+        deprecated = DEPRECATED.get(resource.storage)
+        if deprecated and not response.prepared:
+            response.headers.add("Warning", warning_value(deprecated))
+        return response
 
     async def _serve(
         self, http: web.BaseRequest, request: Request, special: Write | None
@@ -258,8 +264,7 @@ def _answered(answer: Answer, form: Format) -> web.Response:
         body = to_yaml(body)
     response = _bytes(body, form, answer.code)
     for warning in answer.warnings:
-        text = warning.replace("\\", "\\\\").replace('"', '\\"')
-        response.headers.add("Warning", f'299 - "{text}"')
+        response.headers.add("Warning", warning_value(warning))
     return response
 
 

@@ -1,114 +1,257 @@
-"""Cluster IPs and node ports: which are taken, and the next free one.
+"""Cluster IPs and node ports: which are free, and the next one to hand out.
 
-Addresses are handed out next-fit from the upper part of each range (the lower part, KEP-3070, is
-for those that users choose), so that an address is not reused at once. What is taken is kept in
-memory and follows the store: taken when staged, given back on rollback or when the Service goes.
+    ServiceCIDRs (ready ones) -> AddressRange: lower band | upper band      IPAddress objects,
+    30000-32767               -> NodePorts:    lower band | upper band      what Services hold
+                                               users choose   dynamic        -> what is taken
+
+Dynamic allocation goes next-fit through the upper band and turns to the lower one when that is
+full (KEP-3070, KEP-3668), so that a number is not reused at once. An address is taken while an
+IPAddress of its name exists or a Service holds it; a port while a Service holds it. What Services
+hold is kept here, changed when a write is staged and put back when it does not come true.
+
+Source: pkg/registry/core/service/{ipallocator,portallocator}.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from typing import Generic, TypeVar
 
-from podwire.errors import ExhaustedError
-from podwire.objects.meta import JsonObject
+from podwire.errors import AddressError, ExhaustedError
+from podwire.objects.meta import Key
 
 Address = IPv4Address | IPv6Address
+Network = IPv4Network | IPv6Network
+Exists = Callable[[Address], bool]
+"""Whether there is an IPAddress object of this name."""
+T = TypeVar("T")
 NODE_PORTS = range(30000, 32768)
-NODE_PORT_BAND = 86
-"""The first ports are for those that users choose: min(max(16, 2768/32), 128)."""
+
+FULL = "range is full"
+IP_TAKEN = "provided IP is already allocated"
+FOREIGN = "the provided network does not match the current range"
+PORT_TAKEN = "provided port is already allocated"
+
+
+def address_band(size: int) -> int:
+    """How many addresses at the start of a CIDR of `size` are left to users (KEP-3070)."""
+    return 0 if size <= 16 else min(max(16, size // 16), 256)
+
+
+def port_band(size: int) -> int:
+    """The same for node ports (KEP-3668)."""
+    return 0 if size <= 16 else min(max(16, size // 32), 128)
+
+
+class _Band:
+    """Whole numbers from `first` to `last`, handed out next-fit."""
+
+    def __init__(self, first: int, last: int) -> None:
+        self._first = first
+        self._size = max(0, last - first + 1)
+        self._next = 0
+
+    def find(self, is_free: Callable[[int], bool]) -> int | None:
+        for step in range(self._size):
+            offset = (self._next + step) % self._size
+            if is_free(self._first + offset):
+                return self._first + offset
+        return None
+
+    def took(self, number: int) -> None:
+        if 0 <= number - self._first < self._size:
+            self._next = (number - self._first + 1) % self._size
+
+
+class _Bands:
+    """Upper band first, lower when it is full."""
+
+    def __init__(self, first: int, last: int, lower: int) -> None:
+        self._bands = (_Band(first + lower, last), _Band(first, first + lower - 1))
+
+    def find(self, is_free: Callable[[int], bool]) -> int | None:
+        for band in self._bands:
+            number = band.find(is_free)
+            if number is not None:
+                return number
+        return None
+
+    def took(self, number: int) -> None:
+        for band in self._bands:
+            band.took(number)
 
 
 class AddressRange:
-    """The addresses of one service CIDR."""
+    """The addresses of one service CIDR, without its network and (IPv4) broadcast address."""
 
-    def __init__(self, network: IPv4Network | IPv6Network) -> None:
+    def __init__(self, network: Network) -> None:
         self.network = network
-        # IPv6 ranges are walked no further than 2^16, as upstream's bitmap is.
-        self._size = min(network.num_addresses, 1 << 16)
-        self._band = min(max(16, self._size // 16), 256)
-        self._next = self._band
-        self.taken: set[Address] = set()
+        self._first = int(network.network_address) + 1
+        self._last = int(network.broadcast_address) - (network.version == 4)
+        self._bands = _Bands(self._first, self._last, address_band(network.num_addresses))
+        self._make = IPv4Address if network.version == 4 else IPv6Address
 
-    @property
-    def family(self) -> str:
-        return f"IPv{self.network.version}"
-
-    def usable(self, address: Address) -> bool:
-        """In the range, and neither its network nor (IPv4) its broadcast address."""
-        if address not in self.network or address == self.network.network_address:
+    def __contains__(self, address: Address) -> bool:
+        if address.version != self.network.version:
             return False
-        return self.network.version == 6 or address != self.network.broadcast_address
+        return self._first <= int(address) <= self._last
 
-    def allocate(self) -> Address:
-        """Raises ExhaustedError."""
-        base = self.network.network_address
-        for step in range(self._size):
-            offset = (self._next + step) % self._size
-            address = base + offset
-            if self.usable(address) and address not in self.taken:
-                self._next = offset + 1
-                self.taken.add(address)
-                return address
-        raise ExhaustedError(f"service CIDR {self.network}: range is full")
+    def find(self, is_free: Callable[[Address], bool]) -> Address | None:
+        number = self._bands.find(lambda n: is_free(self._make(n)))
+        return None if number is None else self._make(number)
+
+    def took(self, address: Address) -> None:
+        self._bands.took(int(address))
 
 
-class NodePorts:
+@dataclass
+class Reservation:
+    """What one write takes and gives back; `revert` undoes all of it, newest first."""
+
+    taken: list[Address] = field(default_factory=list)
+    released: list[Address] = field(default_factory=list)
+    _undo: list[Callable[[], None]] = field(default_factory=list)
+    _then: list[Callable[[], None]] = field(default_factory=list)
+
+    def did(self, undo: Callable[[], None]) -> None:
+        self._undo.append(undo)
+
+    def then(self, step: Callable[[], None]) -> None:
+        """What to do only when the write is staged."""
+        self._then.append(step)
+
+    def revert(self) -> None:
+        while self._undo:
+            self._undo.pop()()
+        self.taken.clear()
+        self.released.clear()
+        self._then.clear()
+
+    def keep(self) -> Callable[[], None]:
+        """It is staged; what is returned undoes it should the commit fail."""
+        while self._then:
+            self._then.pop(0)()
+        undo, self._undo = self._undo, []
+
+        def run() -> None:
+            for step in reversed(undo):
+                step()
+
+        return run
+
+
+class _Held(Generic[T]):
+    """Which Service holds what."""
+
     def __init__(self) -> None:
-        self._next = NODE_PORTS.start + NODE_PORT_BAND
-        self.taken: set[tuple[str, int]] = set()
-        """(protocol, port): one number may serve TCP and UDP of one Service."""
+        self.by: dict[T, Key] = {}
 
-    def allocate(self, protocol: str) -> int:
-        """Raises ExhaustedError."""
-        for step in range(len(NODE_PORTS)):
-            port = NODE_PORTS.start + (self._next - NODE_PORTS.start + step) % len(NODE_PORTS)
-            if not any((p, port) in self.taken for p in ("TCP", "UDP", "SCTP")):
-                self._next = port + 1
-                self.taken.add((protocol, port))
-                return port
-        raise ExhaustedError(f"node ports {NODE_PORTS.start}-{NODE_PORTS[-1]}: range is full")
+    def take(self, what: T, owner: Key, reservation: Reservation) -> None:
+        before = self.by.get(what)
+        self.by[what] = owner
+        reservation.did(lambda: self._put_back(what, before))
+
+    def release(self, what: T, owner: Key, reservation: Reservation) -> bool:
+        """Whether it was the owner's to give back."""
+        if self.by.get(what) != owner:
+            return False
+        del self.by[what]
+        reservation.did(lambda: self._put_back(what, owner))
+        return True
+
+    def _put_back(self, what: T, owner: Key | None) -> None:
+        if owner is None:
+            self.by.pop(what, None)
+        else:
+            self.by[what] = owner
 
 
 class ServiceAddresses:
-    """All that Services hold, per family in the order of the service CIDRs."""
+    """See the module docstring. `owner` is the Service that a write is about."""
 
-    def __init__(self, networks: Sequence[IPv4Network | IPv6Network]) -> None:
-        self.ranges = [AddressRange(network) for network in networks]
-        self.ports = NodePorts()
+    def __init__(self) -> None:
+        self.addresses: _Held[Address] = _Held()
+        self.ports: _Held[int] = _Held()
+        self._ranges: dict[Network, AddressRange] = {}
+        first, last = NODE_PORTS.start, NODE_PORTS[-1]
+        self._port_bands = _Bands(first, last, port_band(len(NODE_PORTS)))
 
-    def of_family(self, family: str) -> AddressRange | None:
-        return next((r for r in self.ranges if r.family == family), None)
+    def range_of(self, network: Network) -> AddressRange:
+        """One per CIDR, however many ServiceCIDRs have it: it knows what was handed out last."""
+        found = self._ranges.get(network)
+        if found is None:
+            found = self._ranges[network] = AddressRange(network)
+        return found
 
-    def hold(self, service: JsonObject) -> None:
-        """Mark what a stored Service holds."""
-        for address in held_addresses(service):
-            for each in self.ranges:
-                if address in each.network:
-                    each.taken.add(address)
-        self.ports.taken |= held_ports(service)
+    def hold(self, owner: Key, addresses: Iterable[Address], ports: Iterable[int]) -> None:
+        """What a stored Service has, at the start."""
+        for address in addresses:
+            self.addresses.by[address] = owner
+        for port in ports:
+            self.ports.by[port] = owner
 
-    def release(self, service: JsonObject, keep: JsonObject | None = None) -> None:
-        """Give back what `service` held and `keep` (its newer version) does not."""
-        kept = held_addresses(keep) if keep else set()
-        for each in self.ranges:
-            each.taken -= held_addresses(service) - kept
-        self.ports.taken -= held_ports(service) - (held_ports(keep) if keep else set())
+    def allocate(
+        self, ranges: Sequence[AddressRange], exists: Exists, owner: Key, reservation: Reservation
+    ) -> Address:
+        """The next free address of the first range that has one. Raises ExhaustedError."""
+        held = self.addresses.by
+        for each in ranges:
+            address = each.find(lambda a: a not in held and not exists(a))
+            if address is not None:
+                self._take(address, each, owner, reservation)
+                return address
+        raise ExhaustedError(FULL)
 
+    def take(
+        self,
+        address: Address,
+        ranges: Sequence[AddressRange],
+        exists: Exists,
+        owner: Key,
+        reservation: Reservation,
+    ) -> None:
+        """This very address. Raises AddressError: no range has it, or it is taken."""
+        within = next((each for each in ranges if address in each), None)
+        if within is None:
+            raise AddressError(FOREIGN)
+        if address in self.addresses.by or exists(address):
+            raise AddressError(IP_TAKEN)
+        self._take(address, None, owner, reservation)
 
-def held_addresses(service: JsonObject) -> set[Address]:
-    spec = service.get("spec") or {}
-    texts = [spec.get("clusterIP"), *(spec.get("clusterIPs") or ())]
-    return {ip_address(text) for text in texts if text and text != "None"}
+    def _take(
+        self, address: Address, within: AddressRange | None, owner: Key, reservation: Reservation
+    ) -> None:
+        self.addresses.take(address, owner, reservation)
+        reservation.taken.append(address)
+        if within is not None:
+            reservation.then(lambda: within.took(address))
 
+    def release(self, address: Address, owner: Key, reservation: Reservation) -> None:
+        if self.addresses.release(address, owner, reservation):
+            reservation.released.append(address)
 
-def held_ports(service: JsonObject) -> set[tuple[str, int]]:
-    spec = service.get("spec") or {}
-    ports = {
-        (port.get("protocol", "TCP"), port["nodePort"])
-        for port in spec.get("ports") or ()
-        if port.get("nodePort")
-    }
-    if spec.get("healthCheckNodePort"):
-        ports.add(("TCP", spec["healthCheckNodePort"]))
-    return ports
+    def allocate_port(self, owner: Key, reservation: Reservation) -> int:
+        """Raises ExhaustedError."""
+        held = self.ports.by
+        port = self._port_bands.find(lambda number: number not in held)
+        if port is None:
+            raise ExhaustedError(FULL)
+        self.ports.take(port, owner, reservation)
+        reservation.then(lambda: self._port_bands.took(port))
+        return port
+
+    def take_port(self, port: int, owner: Key, reservation: Reservation) -> None:
+        """Raises AddressError."""
+        if port not in NODE_PORTS:
+            raise AddressError(
+                "provided port is not in the valid range. The range of valid ports is "
+                f"{NODE_PORTS.start}-{NODE_PORTS[-1]}"
+            )
+        if port in self.ports.by:
+            raise AddressError(PORT_TAKEN)
+        self.ports.take(port, owner, reservation)
+
+    def release_port(self, port: int, owner: Key, reservation: Reservation) -> None:
+        self.ports.release(port, owner, reservation)

@@ -48,11 +48,13 @@ COUNTED = frozenset(
 )
 """Storage names of built-in kinds that have a generation; custom kinds all do."""
 
-_STATUS_FROM_CLIENT = frozenset({"nodes", "events"})
+_STATUS_FROM_CLIENT = frozenset({"nodes", "events", "networking.k8s.io/servicecidrs"})
 """Kinds whose status a create may carry."""
 
 _STATUS_KEEPS_METADATA = frozenset({"pods", "nodes", "services", "namespaces", "persistentvolumes"})
 """Kinds whose labels and annotations a status update may change, too."""
+
+_SLICES = "discovery.k8s.io/endpointslices"
 
 _SYSTEM_META = (
     "uid",
@@ -112,6 +114,10 @@ def begin_update(resource: Resource, new: JsonObject, old: JsonObject, subresour
         _only_status(resource, new, old)
     elif "status" in resource.subresources and subresource != "binding":
         _keep(new, old, "status")
+    if resource.storage == "services":
+        default_ip_mode(new)
+    if resource.storage == _SLICES and new.get("endpoints") != old.get("endpoints"):
+        _drop_topology(new)
     if resource.storage == "secrets":
         _merge_string_data(new)
     if resource.storage == "namespaces":
@@ -156,6 +162,10 @@ def count_generation(resource: Resource, new: JsonObject, old: JsonObject) -> No
     ignored = {"metadata", "status"}
     before = {k: v for k, v in old.items() if k not in ignored}
     after = {k: v for k, v in new.items() if k not in ignored}
+    if resource.storage == _SLICES and not before.keys() ^ after.keys():
+        # Proxies group slices by label, so a change of labels counts.
+        before["labels"] = old["metadata"].get("labels") or {}
+        after["labels"] = new["metadata"].get("labels") or {}
     if before != after:
         new["metadata"]["generation"] = old["metadata"].get("generation", 0) + 1
 
@@ -214,6 +224,22 @@ def _create_service(service: JsonObject) -> None:
     service["status"] = {"loadBalancer": {}}
 
 
+def default_ip_mode(service: JsonObject) -> None:
+    """An address of a load balancer is a VIP unless said otherwise (KEP-1860)."""
+    if service["spec"].get("type") != "LoadBalancer":
+        return
+    balancer = (service.get("status") or {}).get("loadBalancer") or {}
+    for row in balancer.get("ingress") or ():
+        if row.get("ip") and row.get("ipMode") is None:
+            row["ipMode"] = "VIP"
+
+
+def _drop_topology(endpoint_slice: JsonObject) -> None:
+    """`deprecatedTopology` is of v1beta1: v1 clears it without a word."""
+    for endpoint in endpoint_slice.get("endpoints") or ():
+        endpoint.pop("deprecatedTopology", None)
+
+
 def _pending(obj: JsonObject) -> None:
     obj["status"] = {"phase": "Pending"}
 
@@ -263,6 +289,7 @@ _CREATE: dict[str, Callable[[JsonObject], None]] = {
     "pods": _create_pod,
     "namespaces": _create_namespace,
     "services": _create_service,
+    _SLICES: _drop_topology,
     "persistentvolumes": _pending,
     "persistentvolumeclaims": _pending,
     "apps/daemonsets": _empty_status,

@@ -19,11 +19,12 @@ from dataclasses import dataclass
 from aiohttp import web
 
 from podwire.apiserver.context import Context
+from podwire.apiserver.kinds import DEPRECATED
 from podwire.apiserver.negotiation import Format
 from podwire.apiserver.reads import check_not_future, parse_resource_version
 from podwire.apiserver.registry import Resource
 from podwire.apiserver.representation import object_bytes, partial, read_object, shaped, table
-from podwire.apiserver.request import Request, flag
+from podwire.apiserver.request import Request, flag, warning_value
 from podwire.apiserver.selection import Selection, parse_selection
 from podwire.apiserver.store import Event, Record, Store, encode
 from podwire.errors import ApiError, BadRequestError, Cause, InvalidError
@@ -215,6 +216,8 @@ async def watch(
     selection = parse_selection(request.target, request.query)
     ctx.table(request.resource)  # loads it before anything is promised
     response = web.StreamResponse(headers={"Content-Type": "application/json"})
+    if deprecated := DEPRECATED.get(request.resource.storage):
+        response.headers["Warning"] = warning_value(deprecated)
     response.enable_chunked_encoding()
     await response.prepare(http)
     transport = http.transport

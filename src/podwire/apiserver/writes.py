@@ -51,7 +51,7 @@ async def create(ctx: Context, request: Request, form: Format) -> Answer:
     obj, warnings = pipeline.decode_body(request, resource)
     written = pipeline.create(ctx, request.target, obj, request.user, dry_run=request.dry_run)
     await ctx.store.committed()
-    return Answer(one(resource, written.record, form), 201, tuple(warnings))
+    return Answer(one(resource, written.record, form), 201, (*warnings, *written.warnings))
 
 
 async def update(ctx: Context, request: Request, form: Format) -> Answer:
@@ -61,7 +61,7 @@ async def update(ctx: Context, request: Request, form: Format) -> Answer:
         ctx, request.target, lambda _: obj, request.user, dry_run=request.dry_run
     )
     await ctx.store.committed()
-    return Answer(one(resource, written.record, form), 200, tuple(warnings))
+    return Answer(one(resource, written.record, form), 200, (*warnings, *written.warnings))
 
 
 def accepted_patches(resource: Resource) -> tuple[str, ...]:
@@ -86,7 +86,7 @@ async def patch(ctx: Context, request: Request, form: Format) -> Answer:
 
     written = pipeline.update(ctx, request.target, change, request.user, dry_run=request.dry_run)
     await ctx.store.committed()
-    return Answer(one(resource, written.record, form), 200, tuple(warnings))
+    return Answer(one(resource, written.record, form), 200, (*warnings, *written.warnings))
 
 
 def _status_part(patched: JsonObject, current: JsonObject) -> JsonObject:

@@ -30,6 +30,8 @@ from podwire.controllers.nodelife import NodeLifecycle
 from podwire.controllers.podgc import PodGarbage
 from podwire.controllers.replicaset import ReplicaSetController
 from podwire.controllers.scheduler import Scheduler
+from podwire.controllers.servicecidrs import ServiceCidrs
+from podwire.controllers.serviceips import ServiceIps
 from podwire.controllers.statefulset import StatefulSetController
 from podwire.errors import ApiError
 
@@ -58,6 +60,8 @@ CONTROLLERS: tuple[Callable[[Cluster], Controller], ...] = (
     PodGarbage,
     NamespaceDefaults,
     NamespaceDeleter,
+    ServiceCidrs,
+    ServiceIps,
     GarbageCollector,  # last: it watches what nobody before it watches
 )
 

@@ -6,11 +6,15 @@ An absent condition of an endpoint means: ready and serving are true, terminatin
 
 from __future__ import annotations
 
-from podwire.objects.core import ObjectReference
+from podwire.objects.core import Condition, ObjectReference
 from podwire.objects.meta import Object, View
 
 SERVICE_NAME_LABEL = "kubernetes.io/service-name"
 MANAGED_BY_LABEL = "endpointslice.kubernetes.io/managed-by"
+IP_FAMILY_LABEL = "ipaddress.kubernetes.io/ip-family"
+IP_MANAGED_BY_LABEL = "ipaddress.kubernetes.io/managed-by"
+IP_ALLOCATOR = "ipallocator.k8s.io"
+"""Who the API server's allocator is in `IP_MANAGED_BY_LABEL`."""
 
 
 class EndpointConditions(View):
@@ -77,7 +81,29 @@ class ServiceCidrSpec(View):
     cidrs: list[str] = []
 
 
+class ServiceCidrStatus(View):
+    conditions: list[Condition] = []
+
+
 class ServiceCidr(Object):
     """networking.k8s.io/v1 ServiceCIDR (KEP-1880)."""
 
     spec: ServiceCidrSpec = ServiceCidrSpec()
+    status: ServiceCidrStatus = ServiceCidrStatus()
+
+
+class ParentReference(View):
+    group: str = ""
+    resource: str = ""
+    namespace: str = ""
+    name: str = ""
+
+
+class IpAddressSpec(View):
+    parent_ref: ParentReference = ParentReference()
+
+
+class IpAddress(Object):
+    """networking.k8s.io/v1 IPAddress: named by the address, canonical form."""
+
+    spec: IpAddressSpec = IpAddressSpec()

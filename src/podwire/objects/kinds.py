@@ -16,6 +16,7 @@ ENDPOINT_SLICE = Kind(
 SERVICE_CIDR = Kind(
     "networking.k8s.io", "v1", "ServiceCIDR", "servicecidrs", False, discovery.ServiceCidr
 )
+IP_ADDRESS = Kind("networking.k8s.io", "v1", "IPAddress", "ipaddresses", False, discovery.IpAddress)
 CONFIG_MAP = Kind("", "v1", "ConfigMap", "configmaps", True, core.ConfigMap)
 SECRET = Kind("", "v1", "Secret", "secrets", True, core.Secret)
 SERVICE_ACCOUNT = Kind("", "v1", "ServiceAccount", "serviceaccounts", True, core.ServiceAccount)

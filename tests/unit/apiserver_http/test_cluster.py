@@ -25,7 +25,7 @@ async def test_service_addresses(api: Api) -> None:
     taken = await api.post(SERVICES, service("b", clusterIP=address), 422)
     assert "provided IP is already allocated" in taken["message"]
     outside = await api.post(SERVICES, service("b", clusterIP="192.0.2.1"), 422)
-    assert "not in the valid range" in outside["message"]
+    assert "the provided network does not match the current range" in outside["message"]
     code, kept = await api.call("PUT", f"{SERVICES}/a", service("a", ports=[{"port": 81}]))
     assert (code, kept["spec"]["clusterIP"]) == (200, address)
     await api.delete(f"{SERVICES}/a")

@@ -167,7 +167,8 @@ async def test_dry_run_stores_nothing(api: Api) -> None:
     assert (await api.call("GET", f"{MAPS}/a"))[0] == 404
     await api.post(SERVICES + "?dryRun=All", service("a", clusterIP="10.96.9.9"))
     await api.post(SERVICES, service("b", clusterIP="10.96.9.9"))
-    assert int((await api.get(MAPS))["metadata"]["resourceVersion"]) == before + 1
+    # The Service and its IPAddress.
+    assert int((await api.get(MAPS))["metadata"]["resourceVersion"]) == before + 2
 
 
 async def test_patch_types(api: Api) -> None:

@@ -3,8 +3,8 @@
     validate_create(kind, obj) --> [FieldError] --invalid()--> the 422 that kubectl prints
 
 Objects come here decoded and defaulted. `_KINDS` names each kind's rule for its name, and its own
-validator, which gets the old object on updates. Kinds without one, and status updates, have their
-metadata checked only. Custom resources are checked against their schema.
+validator, which gets the old object on updates. Kinds without one have their metadata checked only,
+and so have most status updates (`_STATUS`). Custom resources are checked against their schema.
 """
 
 from __future__ import annotations
@@ -15,8 +15,18 @@ from typing import Any
 
 from podwire.apiserver import names
 from podwire.apiserver.fields import FieldError, invalid
+from podwire.apiserver.ipsyntax import ip_problems
 from podwire.apiserver.schema import Schema
-from podwire.apiserver.validation import config, crd, network, pod, workloads
+from podwire.apiserver.validation import (
+    addresses,
+    config,
+    crd,
+    endpoints,
+    network,
+    pod,
+    service,
+    workloads,
+)
 from podwire.apiserver.validation.meta import (
     NameRule,
     path_segment,
@@ -55,8 +65,8 @@ _RBAC = "rbac.authorization.k8s.io"
 _NETWORKING = "networking.k8s.io"
 _KINDS: dict[tuple[str, str], _Rules] = {
     ("", "Pod"): _Rules(_pod),
-    ("", "Service"): _Rules(network.validate_service, names.is_dns_1035_label),
-    ("", "Endpoints"): _Rules(network.validate_endpoints),
+    ("", "Service"): _Rules(service.validate_service, names.is_dns_1035_label),
+    ("", "Endpoints"): _Rules(endpoints.validate_endpoints),
     ("", "Namespace"): _cluster(config.validate_namespace, names.is_dns_label),
     ("", "Node"): _cluster(config.validate_node),
     ("", "PersistentVolume"): _cluster(),
@@ -72,10 +82,12 @@ _KINDS: dict[tuple[str, str], _Rules] = {
     ("autoscaling", "HorizontalPodAutoscaler"): _Rules(config.validate_autoscaler),
     ("policy", "PodDisruptionBudget"): _Rules(config.validate_budget),
     ("coordination.k8s.io", "Lease"): _Rules(config.validate_lease),
-    ("discovery.k8s.io", "EndpointSlice"): _Rules(network.validate_endpoint_slice),
+    ("discovery.k8s.io", "EndpointSlice"): _Rules(endpoints.validate_endpoint_slice),
     (_NETWORKING, "NetworkPolicy"): _Rules(network.validate_network_policy),
     (_NETWORKING, "Ingress"): _Rules(network.validate_ingress),
     (_NETWORKING, "IngressClass"): _cluster(network.validate_ingress_class),
+    (_NETWORKING, "IPAddress"): _cluster(addresses.validate_ip_address, ip_problems),
+    (_NETWORKING, "ServiceCIDR"): _cluster(addresses.validate_service_cidr),
     (_RBAC, "Role"): _Rules(name=path_segment),
     (_RBAC, "RoleBinding"): _Rules(name=path_segment),
     (_RBAC, "ClusterRole"): _cluster(name=path_segment),
@@ -83,6 +95,10 @@ _KINDS: dict[tuple[str, str], _Rules] = {
     ("apiextensions.k8s.io", "CustomResourceDefinition"): _cluster(crd.validate_crd),
 }
 _ANY_KIND = _Rules(namespaced=None)
+_STATUS: dict[tuple[str, str], Callable[[Raw, Raw], list[FieldError]]] = {
+    ("", "Service"): service.validate_service_status,
+}
+"""What is looked at in an update of a built-in kind's status, besides its metadata."""
 _EXTENSION_GROUPS = frozenset({"apiextensions.k8s.io", "apiregistration.k8s.io"})
 """Groups outside k8s.io/kubernetes: like custom kinds, theirs are not held to core's own rules."""
 
@@ -126,11 +142,14 @@ def validate_update(
 ) -> list[FieldError]:
     """What forbids replacing `old` by `new` (both defaulted).
 
-    A built-in kind's subresource (status, scale) has its metadata checked only.
+    A built-in kind's subresource (status, scale) has its metadata checked, and what `_STATUS` says.
     """
     out = validate_meta_update(
         new.get("metadata") or {}, old.get("metadata") or {}, core=_is_core(new, schema)
     )
     if schema is not None and schema.custom:
         return out + crd.validate_value(new, schema)
-    return out if subresource else out + _rules(kind, new).validate(new, old)
+    if subresource:
+        check = _STATUS.get((_group(new), kind)) if subresource == "status" else None
+        return out if check is None else out + check(new, old)
+    return out + _rules(kind, new).validate(new, old)
