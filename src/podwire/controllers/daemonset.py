@@ -19,14 +19,15 @@ from podwire.controllers.podcontrol import PodTemplate
 from podwire.controllers.podowner import PodOwner
 from podwire.controllers.podstate import available_in_s
 from podwire.controllers.rollout import scaled
-from podwire.controllers.scheduling import node_affinity_fits, untolerated
 from podwire.controllers.views import Pod, PodSpec
 from podwire.objects import kinds
 from podwire.objects.apps import DaemonSet, RollingUpdate
 from podwire.objects.core import Node, Taint
 from podwire.objects.meta import JsonObject, Key, LabelSelector
+from podwire.objects.placement import node_affinity_fits, untolerated
 
 GENERATION_LABEL = "pod-template-generation"
+_FAILED_MIN_S, _FAILED_MAX_S = 1.0, 900.0
 _NODE_TAINTS = "node.kubernetes.io"
 _TOLERATED = (
     ("not-ready", "NoExecute"),
@@ -85,9 +86,8 @@ def node_of(pod: Pod) -> str:
 def suits(spec: PodSpec, node: Node) -> tuple[bool, bool]:
     """(a pod should run there, one that is there may stay)."""
     name = node.metadata.name
-    pod = Pod(spec=spec)
     labels: Mapping[str, str] = {"kubernetes.io/hostname": name, **node.metadata.labels}
-    if spec.node_name not in ("", name) or not node_affinity_fits(pod, labels, name):
+    if spec.node_name not in ("", name) or not node_affinity_fits(spec, labels, name):
         return False, False
     taints: list[Taint] = node.spec.taints
     stays = untolerated(taints, spec.tolerations, ("NoExecute",)) is None
@@ -100,6 +100,8 @@ class DaemonSetPlan:
     create: list[str] = field(default_factory=list)
     """Names of nodes that need a pod."""
     delete: list[Pod] = field(default_factory=list)
+    failed: list[tuple[str, Pod]] = field(default_factory=list)
+    """(node, pod) that failed: to be replaced, but not for ever at once."""
     status: dict[str, int] = field(default_factory=dict)
     requeue_s: float | None = None
 
@@ -122,6 +124,7 @@ class _Planner:
             self.by_node.setdefault(node_of(pod), []).append(pod)
         self.create: list[str] = []
         self.delete: list[Pod] = []
+        self.failed: list[tuple[str, Pod]] = []
         self.requeue_s: float | None = None
         rolling = ds.spec.update_strategy.rolling_update or RollingUpdate()
         desired = sum(runs for runs, _ in self.fits.values())
@@ -148,7 +151,8 @@ class _Planner:
             if not stays:
                 self.delete += live
                 continue
-            self.delete += failed
+            self.failed += [(name, p) for p in failed if p.status.phase == "Failed"]
+            self.delete += [p for p in failed if p.status.phase != "Failed"]
             if live:
                 self._dedupe(live)
             elif runs and not failed and not self.by_node.get(name):
@@ -172,7 +176,12 @@ class _Planner:
 
     def roll(self) -> None:
         """RollingUpdate: replace old pods, at most `maxUnavailable` nodes without one."""
-        if self.ds.spec.update_strategy.type != "RollingUpdate" or self.create or self.delete:
+        if (
+            self.ds.spec.update_strategy.type != "RollingUpdate"
+            or self.create
+            or self.delete
+            or self.failed
+        ):
             return
         unavailable = surging = 0
         candidates: list[tuple[str, Pod]] = []
@@ -234,7 +243,30 @@ def plan_daemon_set(
         planner.manage()
         planner.roll()
     status = planner.status()
-    return DaemonSetPlan(planner.create, planner.delete, status, planner.requeue_s)
+    return DaemonSetPlan(planner.create, planner.delete, planner.failed, status, planner.requeue_s)
+
+
+class FailedBackoff:
+    """How long a node's failed daemon pod stays before it is replaced: at once the first time, then
+    1 s doubled up to 15 minutes, forgotten after twice that without a failure (upstream's
+    failedPodsBackoff). Keys are (DaemonSet uid, generation, node)."""
+
+    def __init__(self) -> None:
+        self._waits: dict[tuple[str, int, str], tuple[float, dt.datetime]] = {}
+
+    def due_in_s(self, key: tuple[str, int, str], now: dt.datetime) -> float:
+        """0 when the pod may be replaced now; then the next one has to wait longer."""
+        wait_s, since = self._waits.get(key, (0.0, now))
+        passed_s = (now - since).total_seconds()
+        if passed_s < wait_s:
+            return wait_s - passed_s
+        if passed_s > 2 * _FAILED_MAX_S:
+            wait_s = 0.0
+        self._waits[key] = (min(max(wait_s * 2, _FAILED_MIN_S), _FAILED_MAX_S), now)
+        return 0.0
+
+    def forget(self, uid: str) -> None:
+        self._waits = {key: wait for key, wait in self._waits.items() if key[0] != uid}
 
 
 class DaemonSetController(PodOwner[DaemonSet]):
@@ -244,6 +276,7 @@ class DaemonSetController(PodOwner[DaemonSet]):
     def __init__(self, cluster: Cluster) -> None:
         super().__init__(cluster)
         cluster.owned(kinds.CONTROLLER_REVISION)
+        self._backoff = FailedBackoff()
         self._nodes: Mapping[Key, Node] = cluster.informer(kinds.NODE).objects
         cluster.informer(kinds.NODE).on_change(self._node_changed)
 
@@ -262,6 +295,9 @@ class DaemonSetController(PodOwner[DaemonSet]):
         for key in self.objects:
             self.queue.add(key)
 
+    def gone(self, obj: DaemonSet) -> None:
+        self._backoff.forget(obj.metadata.uid)
+
     async def sync(self, obj: DaemonSet) -> float | None:
         pods = await self.claimed(obj)
         if pods is None:
@@ -278,7 +314,8 @@ class DaemonSetController(PodOwner[DaemonSet]):
         waiting_s = self.expectations.pending_s(obj.metadata.uid)
         if waiting_s is not None:
             return waiting_s
-        await self._apply(obj, plan, update)
+        replace, retry_s = self._due(obj, plan.failed)
+        await self._apply(obj, plan, replace, update)
         hashes = {p.metadata.labels.get(history.REVISION_LABEL) for p in pods}
         used = {
             r.metadata.name
@@ -286,12 +323,32 @@ class DaemonSetController(PodOwner[DaemonSet]):
             if r.metadata.labels.get(history.HASH_LABEL) in hashes
         }
         await history.truncate(self.cluster, revisions, used, obj.spec.revision_history_limit)
-        return plan.requeue_s
+        return min((s for s in (plan.requeue_s, retry_s) if s is not None), default=None)
 
-    async def _apply(self, obj: DaemonSet, plan: DaemonSetPlan, update: str) -> None:
+    def _due(
+        self, obj: DaemonSet, failed: Sequence[tuple[str, Pod]]
+    ) -> tuple[list[Pod], float | None]:
+        """Of the failed pods, those to replace now, and when the next one may be."""
+        due, waits = [], []
+        for node, pod in failed:
+            key = (obj.metadata.uid, obj.metadata.generation, node)
+            left_s = self._backoff.due_in_s(key, self.cluster.now())
+            if left_s > 0:
+                waits.append(left_s)
+                continue
+            due.append(pod)
+            text = f"Found failed daemon pod {pod.key} on node {node}, will try to kill it"
+            self.cluster.events.say(
+                self.component, self.kind, obj, "Warning", "FailedDaemonPod", text
+            )
+        return due, min(waits, default=None)
+
+    async def _apply(
+        self, obj: DaemonSet, plan: DaemonSetPlan, replace: Sequence[Pod], update: str
+    ) -> None:
         owner = self.owner(obj)
-        if plan.delete:
-            await self.control.delete(owner, plan.delete)
+        if plan.delete or replace:
+            await self.control.delete(owner, [*plan.delete, *replace])
         if not plan.create:
             return
         template = daemon_template(obj.spec.template)

@@ -270,6 +270,12 @@ class StatefulSetController(PodOwner[StatefulSet]):
         if bodies:
             # A pod of that name that is not ours, or ours not seen yet: look again later.
             await self.control.create_all(owner, bodies)
+        for pod in plan.delete:
+            if pod.status.phase == "Failed":
+                text = f"StatefulSet {obj.key} is recreating failed Pod {pod.metadata.name}"
+                self.cluster.events.say(
+                    self.component, self.kind, obj, "Warning", "RecreatingFailedPod", text
+                )
         if plan.delete:
             await self.control.delete(owner, plan.delete)
 

@@ -16,7 +16,7 @@ class ContainerPort(View):
     name: str = ""
     protocol: str = "TCP"
     host_port: int = 0
-    host_ip: str = ""
+    host_ip: str = field(default="", name="hostIP")
 
 
 class ObjectFieldSelector(View):
@@ -277,6 +277,10 @@ class Volume(View):
     persistent_volume_claim: dict[str, Any] | None = None
 
 
+class PodOs(View):
+    name: str = ""
+
+
 class PodSpec(View):
     containers: list[Container] = []
     init_containers: list[Container] = []
@@ -304,6 +308,8 @@ class PodSpec(View):
     security_context: PodSecurityContext | None = None
     readiness_gates: list[dict[str, str]] = []
     priority: int = 0
+    overhead: dict[str, str | int | float] = {}
+    os: PodOs | None = None
 
 
 class Condition(View):

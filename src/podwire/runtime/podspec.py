@@ -10,13 +10,14 @@ from podwire.client import Api
 from podwire.errors import NotFoundError
 from podwire.objects import kinds
 from podwire.objects.core import Container, Pod
+from podwire.objects.quantity import parse_quantity
 from podwire.runtime.config import KubeletConfig
 from podwire.runtime.containers import (
     ContainerSpec,
     Resources,
     User,
 )
-from podwire.runtime.env import PodFacts, environment, expand, parse_quantity
+from podwire.runtime.env import PodFacts, environment, expand
 from podwire.runtime.hostfiles import kernel_hostname
 from podwire.runtime.sandbox import Sandbox
 from podwire.runtime.state import Slot

@@ -13,7 +13,13 @@ from podwire.client import Change
 from podwire.controllers import job as jobs
 from podwire.controllers.claims import plan_claims
 from podwire.controllers.cronjob import ScheduleError, plan_times
-from podwire.controllers.daemonset import daemon_template, node_of, pinned
+from podwire.controllers.daemonset import (
+    FailedBackoff,
+    daemon_template,
+    node_of,
+    pinned,
+    plan_daemon_set,
+)
 from podwire.controllers.events import EventLimits
 from podwire.controllers.garbage import OwnerGraph
 from podwire.controllers.nodeipam import CidrSet
@@ -23,7 +29,7 @@ from podwire.controllers.replicaset import plan_replica_set
 from podwire.controllers.statefulset import plan_stateful_set
 from podwire.controllers.views import POD, Pod
 from podwire.errors import ExhaustedError
-from podwire.objects.apps import Job, ReplicaSet, StatefulSet
+from podwire.objects.apps import DaemonSet, Job, ReplicaSet, StatefulSet
 from podwire.objects.core import Node, Taint, Toleration
 from podwire.objects.meta import Key, LabelSelector
 
@@ -102,6 +108,25 @@ def test_stateful_moves(
     plan = plan_stateful_set(obj, pods, "old", "new", NOW)
     assert [c.ordinal for c in plan.create] == create
     assert [p.metadata.name for p in plan.delete] == delete
+
+
+def test_failed_daemon_pods_are_replaced_ever_later() -> None:
+    ds = msgspec.convert({"metadata": {"name": "d"}}, DaemonSet)
+    node = msgspec.convert({"metadata": {"name": "n1"}}, Node)
+    plan = plan_daemon_set(ds, [pod("d-1", phase="Failed", ready=False)], [node], "new", NOW)
+    assert [(name, p.metadata.name) for name, p in plan.failed] == [("n1", "d-1")]
+    assert (plan.create, plan.delete) == ([], [])
+    backoff, key, now = FailedBackoff(), ("u", 1, "n1"), NOW
+    for wait_s in (1, 2, 4, 8):
+        assert backoff.due_in_s(key, now) == 0
+        assert backoff.due_in_s(key, now) == wait_s
+        now += dt.timedelta(seconds=wait_s)
+    assert backoff.due_in_s(("u", 2, "n1"), now) == 0
+    now += dt.timedelta(hours=1)
+    assert backoff.due_in_s(key, now) == 0
+    assert backoff.due_in_s(key, now) == 1
+    backoff.forget("u")
+    assert backoff.due_in_s(key, now) == 0
 
 
 def test_daemon_pods_are_pinned_and_tolerate() -> None:
