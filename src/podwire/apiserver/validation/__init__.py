@@ -16,7 +16,7 @@ from typing import Any
 from podwire.apiserver import names
 from podwire.apiserver.fields import FieldError, invalid
 from podwire.apiserver.schema import Schema
-from podwire.apiserver.validation import config, crd, network, pod, workloads
+from podwire.apiserver.validation import config, crd, cronjobs, jobs, network, pod, workloads
 from podwire.apiserver.validation.meta import (
     NameRule,
     path_segment,
@@ -67,8 +67,8 @@ _KINDS: dict[tuple[str, str], _Rules] = {
     ("apps", "ReplicaSet"): _Rules(workloads.validate_replica_set),
     ("apps", "StatefulSet"): _Rules(workloads.validate_stateful_set),
     ("apps", "DaemonSet"): _Rules(workloads.validate_daemon_set),
-    ("batch", "Job"): _Rules(workloads.validate_job),
-    ("batch", "CronJob"): _Rules(workloads.validate_cron_job),
+    ("batch", "Job"): _Rules(jobs.validate_job),
+    ("batch", "CronJob"): _Rules(cronjobs.validate_cron_job),
     ("autoscaling", "HorizontalPodAutoscaler"): _Rules(config.validate_autoscaler),
     ("policy", "PodDisruptionBudget"): _Rules(config.validate_budget),
     ("coordination.k8s.io", "Lease"): _Rules(config.validate_lease),
