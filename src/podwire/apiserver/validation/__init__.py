@@ -16,7 +16,16 @@ from typing import Any
 from podwire.apiserver import names
 from podwire.apiserver.fields import FieldError, invalid
 from podwire.apiserver.schema import Schema
-from podwire.apiserver.validation import config, crd, cronjobs, jobs, network, pod, workloads
+from podwire.apiserver.validation import (
+    config,
+    crd,
+    cronjobs,
+    jobs,
+    network,
+    pod,
+    podupdate,
+    workloads,
+)
 from podwire.apiserver.validation.meta import (
     NameRule,
     path_segment,
@@ -35,7 +44,7 @@ def _metadata_only(obj: Raw, old: Raw | None = None) -> list[FieldError]:
 
 
 def _pod(obj: Raw, old: Raw | None = None) -> list[FieldError]:
-    return pod.validate_pod(obj) if old is None else pod.validate_pod_update(obj, old)
+    return pod.validate_pod(obj) if old is None else podupdate.validate_pod_update(obj, old)
 
 
 @dataclass(frozen=True)
