@@ -7,7 +7,7 @@ resources and ports are still judged in one place. Source: pkg/controller/daemon
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 
 import msgspec
@@ -15,9 +15,10 @@ import msgspec
 from podwire.client import Change
 from podwire.controllers import history
 from podwire.controllers.cluster import Cluster
+from podwire.controllers.history import Revisions
 from podwire.controllers.podcontrol import PodTemplate
-from podwire.controllers.podowner import PodOwner
 from podwire.controllers.podstate import available_in_s
+from podwire.controllers.revisioned import Revisioned
 from podwire.controllers.rollout import scaled
 from podwire.controllers.views import Pod, PodSpec
 from podwire.objects import kinds
@@ -269,13 +270,12 @@ class FailedBackoff:
         self._waits = {key: wait for key, wait in self._waits.items() if key[0] != uid}
 
 
-class DaemonSetController(PodOwner[DaemonSet]):
+class DaemonSetController(Revisioned[DaemonSet, DaemonSetPlan]):
     kind = kinds.DAEMON_SET
     component = "daemonset-controller"
 
     def __init__(self, cluster: Cluster) -> None:
         super().__init__(cluster)
-        cluster.owned(kinds.CONTROLLER_REVISION)
         self._backoff = FailedBackoff()
         self._nodes: Mapping[Key, Node] = cluster.informer(kinds.NODE).objects
         cluster.informer(kinds.NODE).on_change(self._node_changed)
@@ -298,32 +298,17 @@ class DaemonSetController(PodOwner[DaemonSet]):
     def gone(self, obj: DaemonSet) -> None:
         self._backoff.forget(obj.metadata.uid)
 
-    async def sync(self, obj: DaemonSet) -> float | None:
-        pods = await self.claimed(obj)
-        if pods is None:
-            return None
-        revisions = await history.ensure_revision(
-            self.cluster, self.owner(obj), obj.spec.template, obj.status.collision_count
-        )
-        if revisions is None:
-            return None
-        update = revisions.update.metadata.labels.get(history.HASH_LABEL, "")
+    def plan(self, obj: DaemonSet, pods: Sequence[Pod], revisions: Revisions) -> DaemonSetPlan:
         nodes = list(self._nodes.values())
-        plan = plan_daemon_set(obj, pods, nodes, update, self.cluster.now())
-        await self.write_status(obj, obj.status, plan.status)
-        waiting_s = self.expectations.pending_s(obj.metadata.uid)
-        if waiting_s is not None:
-            return waiting_s
-        replace, retry_s = self._due(obj, plan.failed)
-        await self._apply(obj, plan, replace, update)
+        return plan_daemon_set(obj, pods, nodes, _hash(revisions), self.cluster.now())
+
+    def in_use(self, obj: DaemonSet, pods: Sequence[Pod], revisions: Revisions) -> Set[str]:
         hashes = {p.metadata.labels.get(history.REVISION_LABEL) for p in pods}
-        used = {
+        return {
             r.metadata.name
             for r in revisions.every
             if r.metadata.labels.get(history.HASH_LABEL) in hashes
         }
-        await history.truncate(self.cluster, revisions, used, obj.spec.revision_history_limit)
-        return min((s for s in (plan.requeue_s, retry_s) if s is not None), default=None)
 
     def _due(
         self, obj: DaemonSet, failed: Sequence[tuple[str, Pod]]
@@ -343,24 +328,34 @@ class DaemonSetController(PodOwner[DaemonSet]):
             )
         return due, min(waits, default=None)
 
-    async def _apply(
-        self, obj: DaemonSet, plan: DaemonSetPlan, replace: Sequence[Pod], update: str
-    ) -> None:
+    async def apply(
+        self, obj: DaemonSet, pods: Sequence[Pod], plan: DaemonSetPlan, revisions: Revisions
+    ) -> float | None:
         owner = self.owner(obj)
+        replace, retry_s = self._due(obj, plan.failed)
         if plan.delete or replace:
             await self.control.delete(owner, [*plan.delete, *replace])
-        if not plan.create:
-            return
-        template = daemon_template(obj.spec.template)
-        meta = template.get("metadata") or {}
-        labels = {
-            **(meta.get("labels") or {}),
-            history.REVISION_LABEL: update,
-            GENERATION_LABEL: str(obj.metadata.generation),
-        }
-        template = {**template, "metadata": {**meta, "labels": labels}}
-        prefix = f"{obj.metadata.name}-"
-        bodies = [
-            PodTemplate(pinned(template, node), owner).generated(prefix) for node in plan.create
-        ]
-        await self.control.create_all(owner, bodies)
+        if plan.create:
+            template = _labelled(obj, _hash(revisions))
+            prefix = f"{obj.metadata.name}-"
+            bodies = [
+                PodTemplate(pinned(template, node), owner).generated(prefix) for node in plan.create
+            ]
+            await self.control.create_all(owner, bodies)
+        return retry_s
+
+
+def _hash(revisions: Revisions) -> str:
+    return revisions.update.metadata.labels.get(history.HASH_LABEL, "")
+
+
+def _labelled(obj: DaemonSet, update: str) -> JsonObject:
+    """The daemon pods' template with the labels that tell its version."""
+    template = daemon_template(obj.spec.template)
+    meta = template.get("metadata") or {}
+    labels = {
+        **(meta.get("labels") or {}),
+        history.REVISION_LABEL: update,
+        GENERATION_LABEL: str(obj.metadata.generation),
+    }
+    return {**template, "metadata": {**meta, "labels": labels}}

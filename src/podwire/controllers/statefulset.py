@@ -7,15 +7,16 @@ change brings the next pass. Source: pkg/controller/statefulset/stateful_set_con
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any
 
 from podwire.controllers import history
 from podwire.controllers.cluster import Cluster
+from podwire.controllers.history import Revisions
 from podwire.controllers.podcontrol import PodTemplate
-from podwire.controllers.podowner import PodOwner
 from podwire.controllers.podstate import available_in_s
+from podwire.controllers.revisioned import Revisioned
 from podwire.controllers.statefulclaims import StatefulClaims, claim_name
 from podwire.controllers.views import Pod
 from podwire.objects import kinds
@@ -223,48 +224,31 @@ def with_identity(obj: StatefulSet, template: JsonObject, ordinal: int) -> JsonO
     return {**template, "spec": spec}
 
 
-class StatefulSetController(PodOwner[StatefulSet]):
+class StatefulSetController(Revisioned[StatefulSet, StatefulSetPlan]):
     kind = kinds.STATEFUL_SET
     component = "statefulset-controller"
 
     def __init__(self, cluster: Cluster) -> None:
         super().__init__(cluster)
-        cluster.owned(kinds.CONTROLLER_REVISION)
         self._claims = StatefulClaims(cluster)
 
     def selector(self, obj: StatefulSet) -> LabelSelector:
         return obj.spec.selector
 
-    async def sync(self, obj: StatefulSet) -> float | None:
-        pods = await self.claimed(obj)
-        if pods is None:
-            return None
-        revisions = await history.ensure_revision(
-            self.cluster, self.owner(obj), obj.spec.template, obj.status.collision_count
-        )
-        if revisions is None:
-            return None
-        update = revisions.update.metadata.name
-        current = obj.status.current_revision or update
-        if revisions.named(current) is None:
-            current = update
-        pods = [p for p in pods if ordinal_of(obj, p) is not None]
-        plan = plan_stateful_set(obj, pods, current, update, self.cluster.now())
-        waiting_s = self.expectations.pending_s(obj.metadata.uid)
-        await self.write_status(obj, obj.status, plan.status)
-        if waiting_s is not None:
-            return waiting_s
-        if not obj.deleting:
-            await self._claims.settle(obj, with_ordinals(obj, pods), wanted_ordinals(obj))
-        await self._apply(obj, plan, revisions)
-        used = {revision_label(p) for p in pods} | {current, update}
-        await history.truncate(self.cluster, revisions, used, obj.spec.revision_history_limit)
-        return plan.requeue_s
+    def plan(self, obj: StatefulSet, pods: Sequence[Pod], revisions: Revisions) -> StatefulSetPlan:
+        mine = [pod for _, pod in with_ordinals(obj, pods)]
+        current, update = _current(obj, revisions), revisions.update.metadata.name
+        return plan_stateful_set(obj, mine, current, update, self.cluster.now())
 
-    async def _apply(
-        self, obj: StatefulSet, plan: StatefulSetPlan, revisions: history.Revisions
+    def in_use(self, obj: StatefulSet, pods: Sequence[Pod], revisions: Revisions) -> Set[str]:
+        return {*map(revision_label, pods), _current(obj, revisions)}
+
+    async def apply(
+        self, obj: StatefulSet, pods: Sequence[Pod], plan: StatefulSetPlan, revisions: Revisions
     ) -> None:
         owner = self.owner(obj)
+        if not obj.deleting:
+            await self._claims.settle(obj, with_ordinals(obj, pods), wanted_ordinals(obj))
         bodies = []
         for create in plan.create:
             revision = revisions.named(create.revision) or revisions.update
@@ -282,3 +266,9 @@ class StatefulSetController(PodOwner[StatefulSet]):
                 )
         if plan.delete:
             await self.control.delete(owner, plan.delete)
+
+
+def _current(obj: StatefulSet, revisions: Revisions) -> str:
+    """The revision the set comes from: the newest one when its own is not known any more."""
+    name = obj.status.current_revision
+    return name if name and revisions.named(name) else revisions.update.metadata.name
