@@ -17,6 +17,7 @@ from podwire.apiserver.app import ApiServer, ServerConfig
 from podwire.client import Api, Change, Endpoint, Informer, PatchType
 from podwire.controllers import ControllerConfig, run
 from podwire.controllers import views as v
+from podwire.controllers.statefulclaims import CLAIM
 from podwire.errors import NotFoundError
 from podwire.objects import kinds
 from podwire.objects.apps import Deployment
@@ -350,6 +351,47 @@ async def test_stateful_set_keeps_order(world: World) -> None:
     )
 
 
+async def test_claims_of_a_stateful_set_go_as_its_policy_says(world: World) -> None:
+    claims = Informer(world.api, CLAIM)
+    world.watched["claims"] = claims
+    task = asyncio.ensure_future(claims.run())
+    template_ = {
+        "metadata": {"name": "data"},
+        "spec": {
+            "accessModes": ["ReadWriteOnce"],
+            "resources": {"requests": {"storage": "1Gi"}},
+        },
+    }
+    policy = {"whenDeleted": "Delete", "whenScaled": "Delete"}
+    spec = {
+        "serviceName": "db",
+        "volumeClaimTemplates": [template_],
+        "persistentVolumeClaimRetentionPolicy": policy,
+    }
+    await world.api.create(kinds.STATEFUL_SET, workload("db", 2, **spec), "default")
+
+    def names() -> set[str]:
+        return {key.name for key in claims.objects}
+
+    def ready() -> int:
+        return sum(pod.ready for pod in world.pods(app="db"))
+
+    await world.until(lambda: ready() == 2)
+    assert names() == {"data-db-0", "data-db-1"}
+    await world.api.patch(kinds.STATEFUL_SET, "db", {"spec": {"replicas": 1}}, "default")
+    await world.until(lambda: names() == {"data-db-0"})
+    await world.api.patch(kinds.STATEFUL_SET, "db", {"spec": {"replicas": 2}}, "default")
+    await world.until(lambda: ready() == 2 and len(names()) == 2)
+    keep = {"whenDeleted": "Retain", "whenScaled": "Retain"}
+    update = {"spec": {"persistentVolumeClaimRetentionPolicy": keep}}
+    await world.api.patch(kinds.STATEFUL_SET, "db", update, "default")
+    await world.until(lambda: not any(c.metadata.owner_references for c in claims.objects.values()))
+    await world.api.delete(kinds.STATEFUL_SET, "db", "default")
+    await world.until(lambda: not world.pods(app="db"))
+    assert len(names()) == 2
+    task.cancel()
+
+
 async def test_daemon_set_follows_nodes(world: World) -> None:
     await world.api.create(
         kinds.DAEMON_SET,
@@ -412,6 +454,44 @@ async def test_jobs_complete_fail_and_expire(world: World) -> None:
     assert bad.outcome == "Failed"
     assert {c.reason for c in bad.status.conditions} == {"BackoffLimitExceeded"}
     await world.until(lambda: world.get(kinds.JOB, "ttl") is None and not world.pods(app="ttl"))
+
+
+async def test_jobs_of_indexes_end_by_their_policies(world: World) -> None:
+    indexed: JsonObject = {"completionMode": "Indexed", "completions": 3, "parallelism": 1}
+    enough = {"rules": [{"succeededIndexes": "0-1"}]}
+    await world.api.create(kinds.JOB, job("enough", successPolicy=enough, **indexed), "default")
+    await world.api.create(
+        kinds.JOB, job("lost", "fail", backoffLimitPerIndex=0, **indexed), "default"
+    )
+    many = {"backoffLimitPerIndex": 0, "maxFailedIndexes": 1}
+    await world.api.create(kinds.JOB, job("many", "fail", **many, **indexed), "default")
+
+    async def end(name: str) -> Any:
+        await world.until(lambda: (j := world.get(kinds.JOB, name)) is not None and j.outcome)
+        return world.get(kinds.JOB, name)
+
+    done = await end("enough")
+    assert (done.outcome, done.status.completed_indexes) == ("Complete", "0,1")
+    assert {c.reason for c in done.status.conditions} == {"SuccessPolicy"}
+    lost = await end("lost")
+    assert (lost.outcome, lost.status.failed_indexes, lost.status.failed) == ("Failed", "0-2", 3)
+    assert {c.reason for c in lost.status.conditions} == {"FailedIndexes"}
+    too_many = await end("many")
+    assert (too_many.outcome, too_many.status.failed_indexes) == ("Failed", "0,1")
+    assert {c.reason for c in too_many.status.conditions} == {"MaxFailedIndexesExceeded"}
+
+
+async def test_suspending_a_job_is_no_failure(world: World) -> None:
+    await world.api.create(kinds.JOB, job("idle", "main", backoffLimit=0), "default")
+    await world.until(lambda: any(p.ready for p in world.pods(app="idle")))
+    await world.api.patch(kinds.JOB, "idle", {"spec": {"suspend": True}}, "default")
+    await world.until(
+        lambda: not world.pods(app="idle") and not world.get(kinds.JOB, "idle").status.active
+    )
+    idle = world.get(kinds.JOB, "idle")
+    assert (idle.status.failed, idle.outcome) == (0, "")
+    await world.api.patch(kinds.JOB, "idle", {"spec": {"suspend": False}}, "default")
+    await world.until(lambda: any(p.ready for p in world.pods(app="idle")))
 
 
 async def test_cron_job_starts_what_it_missed(world: World) -> None:

@@ -200,6 +200,22 @@ class World:
             raise AssertionError(f"pod {name}: {(await self.pod(name)).status}") from None
         raise AssertionError("the watch ended")
 
+    async def until_event(self, reason: str, name: str) -> None:
+        """Until an Event with that reason is about the pod."""
+        said = asyncio.Event()
+        events = Informer(self.api, kinds.EVENT, field_selector=f"reason={reason}")
+        task = asyncio.create_task(events.run())
+        events.on_change(
+            lambda change: (
+                said.set()
+                if change.new is not None and change.new.involved_object["name"] == name
+                else None
+            )
+        )
+        async with asyncio.timeout(TIMEOUT_S):
+            await said.wait()
+        task.cancel()
+
     async def until_gone(self, name: str) -> None:
         gone = asyncio.Event()
         pods = Informer(self.api, kinds.POD, field_selector=f"metadata.name={name}")
@@ -302,6 +318,9 @@ def container(name: str = "c", *ports: int, **more: Any) -> dict[str, Any]:
     return {"name": name, "image": "example.com/app:1", "ports": declared, **more}
 
 
+HEAVY = {"requests": {"cpu": "9000"}}
+
+
 def is_ready(pod: Pod) -> bool:
     return pod.ready
 
@@ -378,6 +397,63 @@ async def _port_clash(world: World) -> None:
     assert a.ready
     assert b.last_state.terminated is not None
     assert b.last_state.terminated.message == "bind: address already in use"
+
+
+def on_host_port(port: int, **spec: Any) -> dict[str, Any]:
+    return {"hostNetwork": True, "containers": [container("c", port)], **spec}
+
+
+def failed_for(reason: str) -> Callable[[Pod], bool]:
+    return lambda pod: (pod.status.phase, pod.status.reason) == ("Failed", reason)
+
+
+async def _admission(world: World) -> None:
+    """A pod that is placed where it may not run fails for upstream's reason, without a sandbox."""
+    await world.create("first", on_host_port(8080))
+    await world.until("first", is_ready)
+    await world.create("second", on_host_port(8080))
+    refused = await world.until("second", failed_for("NodePorts"))
+    assert refused.status.message == (
+        "Pod was rejected: Predicate NodePorts failed: "
+        "node(s) didn't have free ports for the requested pod ports"
+    )
+    assert refused.status.start_time
+    assert refused.status.container_statuses == refused.status.pod_ips == []
+    assert not (RUN / "nodes/node-1/pods" / refused.metadata.uid).exists()
+    await world.until_event("NodePorts", "second")
+    await world.create("elsewhere", {"containers": [container()], "nodeSelector": {"disk": "ssd"}})
+    await world.until("elsewhere", failed_for("NodeAffinity"))
+    await world.create("heavy", {"containers": [{**container(), "resources": HEAVY}]})
+    heavy = await world.until("heavy", failed_for("OutOfcpu"))
+    assert "Node didn't have enough resource: cpu, requested: 9000000, used: 0, capacity: " in (
+        heavy.status.message
+    )
+    # What was admitted stays so, over a new taint and a new agent; its port stays taken.
+    taint = {"key": "k", "effect": "NoExecute"}
+    await world.api.patch(kinds.NODE, "node-1", {"spec": {"taints": [taint]}})
+    await kill(world.agent)
+    world.start_agent()
+    everywhere = {"tolerations": [{"operator": "Exists"}]}
+    await world.create("third", on_host_port(8080, **everywhere))
+    await world.until("third", failed_for("NodePorts"))
+    await world.create("fourth", on_host_port(8081))
+    await world.until("fourth", failed_for("TaintToleration"))
+    first = await world.pod("first")
+    assert first.ready
+    assert restarts(first) == 0
+    # Its port is free for others as soon as it is gone from the API.
+    await world.api.delete(kinds.POD, "first", "default")
+    await world.until_gone("first")
+    await world.create("fifth", on_host_port(8080, **everywhere))
+    await world.until("fifth", is_ready)
+
+
+async def _port_of_a_finished_pod(world: World) -> None:
+    spec = on_host_port(8080, restartPolicy="Never")
+    await world.create("job", spec, exit_after="0.2")
+    await world.until("job", lambda pod: pod.status.phase == "Succeeded")
+    await world.create("next", on_host_port(8080))
+    await world.until("next", is_ready)
 
 
 async def _agent_killed(world: World) -> None:
@@ -672,6 +748,8 @@ async def _logs_and_attach_of_what_has_none(world: World) -> None:
         _one_patch,
         _init_containers_and_jobs,
         _port_clash,
+        _admission,
+        _port_of_a_finished_pod,
         _agent_killed,
         _standins_killed,
         _liveness,

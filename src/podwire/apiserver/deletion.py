@@ -15,8 +15,8 @@ import msgspec
 
 from podwire.apiserver import admission
 from podwire.apiserver.admission import Attributes
+from podwire.apiserver.body import parse_body
 from podwire.apiserver.context import Context
-from podwire.apiserver.decode import parse_body
 from podwire.apiserver.pipeline import (
     Written,
     conflict,

@@ -39,6 +39,11 @@ def invalid_value(field: str, value: Any, detail: str) -> FieldError:
     return FieldError("FieldValueInvalid", field, f"Invalid value: {go_value(value)}: {detail}")
 
 
+def invalid_field(field: str, detail: str) -> FieldError:
+    """Of a value that is too much to show (upstream's OmitValueType)."""
+    return FieldError("FieldValueInvalid", field, f"Invalid value: {detail}")
+
+
 def type_invalid(field: str, value: Any, detail: str) -> FieldError:
     return FieldError("FieldValueTypeInvalid", field, f"Invalid value: {go_value(value)}: {detail}")
 

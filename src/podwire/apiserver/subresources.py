@@ -12,8 +12,9 @@ from typing import Any
 import msgspec
 
 from podwire.apiserver import deletion, pipeline
+from podwire.apiserver.body import parse_body
 from podwire.apiserver.context import Context
-from podwire.apiserver.decode import decode, parse_body
+from podwire.apiserver.decode import decode
 from podwire.apiserver.negotiation import Format
 from podwire.apiserver.patch import JSON_PATCH, MERGE_PATCH, STRATEGIC_PATCH, apply_patch
 from podwire.apiserver.pipeline import conflict, get_or_404, unsupported_media

@@ -7,7 +7,7 @@ resources and ports are still judged in one place. Source: pkg/controller/daemon
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 
 import msgspec
@@ -15,18 +15,20 @@ import msgspec
 from podwire.client import Change
 from podwire.controllers import history
 from podwire.controllers.cluster import Cluster
+from podwire.controllers.history import Revisions
 from podwire.controllers.podcontrol import PodTemplate
-from podwire.controllers.podowner import PodOwner
 from podwire.controllers.podstate import available_in_s
+from podwire.controllers.revisioned import Revisioned
 from podwire.controllers.rollout import scaled
-from podwire.controllers.scheduling import node_affinity_fits, untolerated
 from podwire.controllers.views import Pod, PodSpec
 from podwire.objects import kinds
 from podwire.objects.apps import DaemonSet, RollingUpdate
 from podwire.objects.core import Node, Taint
 from podwire.objects.meta import JsonObject, Key, LabelSelector
+from podwire.objects.placement import node_affinity_fits, untolerated
 
 GENERATION_LABEL = "pod-template-generation"
+_FAILED_MIN_S, _FAILED_MAX_S = 1.0, 900.0
 _NODE_TAINTS = "node.kubernetes.io"
 _TOLERATED = (
     ("not-ready", "NoExecute"),
@@ -85,9 +87,8 @@ def node_of(pod: Pod) -> str:
 def suits(spec: PodSpec, node: Node) -> tuple[bool, bool]:
     """(a pod should run there, one that is there may stay)."""
     name = node.metadata.name
-    pod = Pod(spec=spec)
     labels: Mapping[str, str] = {"kubernetes.io/hostname": name, **node.metadata.labels}
-    if spec.node_name not in ("", name) or not node_affinity_fits(pod, labels, name):
+    if spec.node_name not in ("", name) or not node_affinity_fits(spec, labels, name):
         return False, False
     taints: list[Taint] = node.spec.taints
     stays = untolerated(taints, spec.tolerations, ("NoExecute",)) is None
@@ -100,6 +101,8 @@ class DaemonSetPlan:
     create: list[str] = field(default_factory=list)
     """Names of nodes that need a pod."""
     delete: list[Pod] = field(default_factory=list)
+    failed: list[tuple[str, Pod]] = field(default_factory=list)
+    """(node, pod) that failed: to be replaced, but not for ever at once."""
     status: dict[str, int] = field(default_factory=dict)
     requeue_s: float | None = None
 
@@ -122,6 +125,7 @@ class _Planner:
             self.by_node.setdefault(node_of(pod), []).append(pod)
         self.create: list[str] = []
         self.delete: list[Pod] = []
+        self.failed: list[tuple[str, Pod]] = []
         self.requeue_s: float | None = None
         rolling = ds.spec.update_strategy.rolling_update or RollingUpdate()
         desired = sum(runs for runs, _ in self.fits.values())
@@ -148,7 +152,8 @@ class _Planner:
             if not stays:
                 self.delete += live
                 continue
-            self.delete += failed
+            self.failed += [(name, p) for p in failed if p.status.phase == "Failed"]
+            self.delete += [p for p in failed if p.status.phase != "Failed"]
             if live:
                 self._dedupe(live)
             elif runs and not failed and not self.by_node.get(name):
@@ -172,7 +177,12 @@ class _Planner:
 
     def roll(self) -> None:
         """RollingUpdate: replace old pods, at most `maxUnavailable` nodes without one."""
-        if self.ds.spec.update_strategy.type != "RollingUpdate" or self.create or self.delete:
+        if (
+            self.ds.spec.update_strategy.type != "RollingUpdate"
+            or self.create
+            or self.delete
+            or self.failed
+        ):
             return
         unavailable = surging = 0
         candidates: list[tuple[str, Pod]] = []
@@ -234,16 +244,39 @@ def plan_daemon_set(
         planner.manage()
         planner.roll()
     status = planner.status()
-    return DaemonSetPlan(planner.create, planner.delete, status, planner.requeue_s)
+    return DaemonSetPlan(planner.create, planner.delete, planner.failed, status, planner.requeue_s)
 
 
-class DaemonSetController(PodOwner[DaemonSet]):
+class FailedBackoff:
+    """How long a node's failed daemon pod stays before it is replaced: at once the first time, then
+    1 s doubled up to 15 minutes, forgotten after twice that without a failure (upstream's
+    failedPodsBackoff). Keys are (DaemonSet uid, generation, node)."""
+
+    def __init__(self) -> None:
+        self._waits: dict[tuple[str, int, str], tuple[float, dt.datetime]] = {}
+
+    def due_in_s(self, key: tuple[str, int, str], now: dt.datetime) -> float:
+        """0 when the pod may be replaced now; then the next one has to wait longer."""
+        wait_s, since = self._waits.get(key, (0.0, now))
+        passed_s = (now - since).total_seconds()
+        if passed_s < wait_s:
+            return wait_s - passed_s
+        if passed_s > 2 * _FAILED_MAX_S:
+            wait_s = 0.0
+        self._waits[key] = (min(max(wait_s * 2, _FAILED_MIN_S), _FAILED_MAX_S), now)
+        return 0.0
+
+    def forget(self, uid: str) -> None:
+        self._waits = {key: wait for key, wait in self._waits.items() if key[0] != uid}
+
+
+class DaemonSetController(Revisioned[DaemonSet, DaemonSetPlan]):
     kind = kinds.DAEMON_SET
     component = "daemonset-controller"
 
     def __init__(self, cluster: Cluster) -> None:
         super().__init__(cluster)
-        cluster.owned(kinds.CONTROLLER_REVISION)
+        self._backoff = FailedBackoff()
         self._nodes: Mapping[Key, Node] = cluster.informer(kinds.NODE).objects
         cluster.informer(kinds.NODE).on_change(self._node_changed)
 
@@ -262,48 +295,67 @@ class DaemonSetController(PodOwner[DaemonSet]):
         for key in self.objects:
             self.queue.add(key)
 
-    async def sync(self, obj: DaemonSet) -> float | None:
-        pods = await self.claimed(obj)
-        if pods is None:
-            return None
-        revisions = await history.ensure_revision(
-            self.cluster, self.owner(obj), obj.spec.template, obj.status.collision_count
-        )
-        if revisions is None:
-            return None
-        update = revisions.update.metadata.labels.get(history.HASH_LABEL, "")
+    def gone(self, obj: DaemonSet) -> None:
+        self._backoff.forget(obj.metadata.uid)
+
+    def plan(self, obj: DaemonSet, pods: Sequence[Pod], revisions: Revisions) -> DaemonSetPlan:
         nodes = list(self._nodes.values())
-        plan = plan_daemon_set(obj, pods, nodes, update, self.cluster.now())
-        await self.write_status(obj, obj.status, plan.status)
-        waiting_s = self.expectations.pending_s(obj.metadata.uid)
-        if waiting_s is not None:
-            return waiting_s
-        await self._apply(obj, plan, update)
+        return plan_daemon_set(obj, pods, nodes, _hash(revisions), self.cluster.now())
+
+    def in_use(self, obj: DaemonSet, pods: Sequence[Pod], revisions: Revisions) -> Set[str]:
         hashes = {p.metadata.labels.get(history.REVISION_LABEL) for p in pods}
-        used = {
+        return {
             r.metadata.name
             for r in revisions.every
             if r.metadata.labels.get(history.HASH_LABEL) in hashes
         }
-        await history.truncate(self.cluster, revisions, used, obj.spec.revision_history_limit)
-        return plan.requeue_s
 
-    async def _apply(self, obj: DaemonSet, plan: DaemonSetPlan, update: str) -> None:
+    def _due(
+        self, obj: DaemonSet, failed: Sequence[tuple[str, Pod]]
+    ) -> tuple[list[Pod], float | None]:
+        """Of the failed pods, those to replace now, and when the next one may be."""
+        due, waits = [], []
+        for node, pod in failed:
+            key = (obj.metadata.uid, obj.metadata.generation, node)
+            left_s = self._backoff.due_in_s(key, self.cluster.now())
+            if left_s > 0:
+                waits.append(left_s)
+                continue
+            due.append(pod)
+            text = f"Found failed daemon pod {pod.key} on node {node}, will try to kill it"
+            self.cluster.events.say(
+                self.component, self.kind, obj, "Warning", "FailedDaemonPod", text
+            )
+        return due, min(waits, default=None)
+
+    async def apply(
+        self, obj: DaemonSet, pods: Sequence[Pod], plan: DaemonSetPlan, revisions: Revisions
+    ) -> float | None:
         owner = self.owner(obj)
-        if plan.delete:
-            await self.control.delete(owner, plan.delete)
-        if not plan.create:
-            return
-        template = daemon_template(obj.spec.template)
-        meta = template.get("metadata") or {}
-        labels = {
-            **(meta.get("labels") or {}),
-            history.REVISION_LABEL: update,
-            GENERATION_LABEL: str(obj.metadata.generation),
-        }
-        template = {**template, "metadata": {**meta, "labels": labels}}
-        prefix = f"{obj.metadata.name}-"
-        bodies = [
-            PodTemplate(pinned(template, node), owner).generated(prefix) for node in plan.create
-        ]
-        await self.control.create_all(owner, bodies)
+        replace, retry_s = self._due(obj, plan.failed)
+        if plan.delete or replace:
+            await self.control.delete(owner, [*plan.delete, *replace])
+        if plan.create:
+            template = _labelled(obj, _hash(revisions))
+            prefix = f"{obj.metadata.name}-"
+            bodies = [
+                PodTemplate(pinned(template, node), owner).generated(prefix) for node in plan.create
+            ]
+            await self.control.create_all(owner, bodies)
+        return retry_s
+
+
+def _hash(revisions: Revisions) -> str:
+    return revisions.update.metadata.labels.get(history.HASH_LABEL, "")
+
+
+def _labelled(obj: DaemonSet, update: str) -> JsonObject:
+    """The daemon pods' template with the labels that tell its version."""
+    template = daemon_template(obj.spec.template)
+    meta = template.get("metadata") or {}
+    labels = {
+        **(meta.get("labels") or {}),
+        history.REVISION_LABEL: update,
+        GENERATION_LABEL: str(obj.metadata.generation),
+    }
+    return {**template, "metadata": {**meta, "labels": labels}}

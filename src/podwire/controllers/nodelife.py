@@ -19,13 +19,13 @@ from podwire.client import Change, PatchType, WorkQueue
 from podwire.controllers.cluster import Cluster
 from podwire.controllers.conditions import disruption_target
 from podwire.controllers.podstate import condition
-from podwire.controllers.scheduling import tolerates
 from podwire.controllers.views import POD, Pod
 from podwire.errors import NotFoundError
 from podwire.objects import kinds
 from podwire.objects.apps import Lease
 from podwire.objects.core import Node, Taint, Toleration
 from podwire.objects.meta import JsonObject, Key, format_time
+from podwire.objects.placement import tolerates
 
 _COMPONENT = "node-controller"
 LEASES = "kube-node-lease"

@@ -1,7 +1,6 @@
 """A Job's podFailurePolicy: what one failed pod means for the Job. Pure.
 
-Source: pkg/controller/job/pod_failure_policy.go. `FailIndex` needs backoffLimitPerIndex, which is
-not kept here: such a failure counts like any other.
+Source: pkg/controller/job/pod_failure_policy.go.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from typing import Any, NamedTuple
 from podwire.controllers.views import Pod
 from podwire.objects.apps import Job
 
-COUNT, IGNORE, FAIL_JOB = "Count", "Ignore", "FailJob"
+COUNT, IGNORE, FAIL_JOB, FAIL_INDEX = "Count", "Ignore", "FailJob", "FailIndex"
 
 
 class Judgement(NamedTuple):

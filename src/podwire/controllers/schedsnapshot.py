@@ -10,94 +10,17 @@ then costs in proportion to nodes, not to pods.
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from podwire.controllers.views import Pod, Quantities
+from podwire.controllers.views import Pod
 from podwire.objects.core import Node, PodAffinityTerm, Taint
 from podwire.objects.meta import LabelSelector
+from podwire.objects.placement import HostPort, Resources, amounts, host_ports, pod_requests
 
-_QUANTITY = re.compile(r"^([+-]?[0-9.]+)([A-Za-z]{0,2}|[eE][+-]?[0-9]+)$")
-_SUFFIX = {
-    "": 1.0,
-    "n": 1e-9,
-    "u": 1e-6,
-    "m": 1e-3,
-    "k": 1e3,
-    "M": 1e6,
-    "G": 1e9,
-    "T": 1e12,
-    "P": 1e15,
-    "E": 1e18,
-    "Ki": 2.0**10,
-    "Mi": 2.0**20,
-    "Gi": 2.0**30,
-    "Ti": 2.0**40,
-    "Pi": 2.0**50,
-    "Ei": 2.0**60,
-}
 _MAX_TERMS = 512
-
-
-def parse_quantity(value: str | float) -> float:
-    """A resource.Quantity as a number; 0 for what cannot be read."""
-    if isinstance(value, int | float):
-        return float(value)
-    found = _QUANTITY.match(value.strip())
-    if found is None:
-        return 0.0
-    number, suffix = found.groups()
-    if suffix in _SUFFIX:
-        return float(number) * _SUFFIX[suffix]
-    return float(value) if suffix[:1] in "eE" else 0.0
-
-
-Resources = dict[str, float]
-
-
-def _add(total: Resources, quantities: Quantities) -> None:
-    for name, value in quantities.items():
-        total[name] = total.get(name, 0.0) + parse_quantity(value)
-
-
-def pod_requests(pod: Pod) -> Resources:
-    """What a pod needs: containers and sidecars added, init containers by their peak."""
-    total: Resources = {}
-    for container in pod.spec.containers:
-        _add(total, container.resources.requests)
-    sidecars: Resources = {}
-    peak: Resources = {}
-    for container in pod.spec.init_containers:
-        need = dict(sidecars)
-        _add(need, container.resources.requests)
-        if container.restart_policy == "Always":
-            sidecars = need
-        for name, value in need.items():
-            peak[name] = max(peak.get(name, 0.0), value)
-    for name, value in sidecars.items():
-        total[name] = total.get(name, 0.0) + value
-    for name, value in peak.items():
-        total[name] = max(total.get(name, 0.0), value)
-    _add(total, pod.spec.overhead)
-    return total
-
-
-class HostPort(NamedTuple):
-    ip: str
-    protocol: str
-    port: int
-
-
-def host_ports(pod: Pod) -> tuple[HostPort, ...]:
-    return tuple(
-        HostPort(p.host_ip or "0.0.0.0", p.protocol, p.host_port)
-        for c in pod.spec.containers
-        for p in c.ports
-        if p.host_port
-    )
 
 
 class Term(NamedTuple):
@@ -170,7 +93,7 @@ class NodeInfo:
     def add(self, info: PodInfo) -> None:
         self.pods[info.pod.metadata.uid] = info
         for name, value in info.requests.items():
-            self.used[name] = self.used.get(name, 0.0) + value
+            self.used[name] = self.used.get(name, 0) + value
         self.ports.update(info.ports)
         if info.owner:
             self.owners[info.owner] += 1
@@ -203,7 +126,7 @@ class Snapshot:
     def set_node(self, node: Node) -> None:
         info = self._info(node.metadata.name)
         info.node = node
-        info.allocatable = {k: parse_quantity(v) for k, v in node.status.allocatable.items()}
+        info.allocatable = amounts(node.status.allocatable)
         info.taints = node.spec.taints
         info.labels = {"kubernetes.io/hostname": node.metadata.name, **node.metadata.labels}
         self._list()
@@ -247,8 +170,8 @@ class Snapshot:
         info = PodInfo(
             pod,
             node,
-            pod_requests(pod),
-            host_ports(pod),
+            pod_requests(pod.spec),
+            host_ports(pod.spec),
             controller.uid if controller else "",
             pod.deleting,
         )

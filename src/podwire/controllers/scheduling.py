@@ -9,38 +9,40 @@ Source: pkg/scheduler/framework/plugins.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from podwire.controllers.schedsnapshot import (
     ZONE,
-    HostPort,
     NodeInfo,
-    Resources,
     Snapshot,
     Term,
     anti_affinity,
-    host_ports,
-    pod_requests,
 )
 from podwire.controllers.views import Pod
 from podwire.objects.core import (
-    NodeSelector,
-    NodeSelectorTerm,
     PodAffinity,
     PodAffinityTerm,
     Taint,
-    Toleration,
     TopologySpreadConstraint,
 )
 from podwire.objects.meta import LabelSelector, Requirement
+from podwire.objects.placement import (
+    NODE_AFFINITY,
+    PORTS,
+    Resources,
+    host_ports,
+    matches_term,
+    node_affinity_fits,
+    pod_requests,
+    ports_conflict,
+    tolerates,
+    untolerated,
+)
 
 UNSCHEDULABLE_TAINT = Taint(key="node.kubernetes.io/unschedulable", effect="NoSchedule")
 
-NODE_NAME = "node(s) didn't match the requested node name"
 CORDONED = "node(s) were unschedulable"
-NODE_AFFINITY = "node(s) didn't match Pod's node affinity/selector"
-PORTS = "node(s) didn't have free ports for the requested pod ports"
 TOO_MANY = "Too many pods"
 AFFINITY = "node(s) didn't match pod affinity rules"
 ANTI_AFFINITY = "node(s) didn't match pod anti-affinity rules"
@@ -88,60 +90,6 @@ def schedule(pod: Pod, snapshot: Snapshot) -> str | Unschedulable:
     return _best(pod, fitting, snapshot).name
 
 
-# --- node affinity, taints ------------------------------------------------------------------------
-
-
-def matches_term(term: NodeSelectorTerm, labels: Mapping[str, str], name: str) -> bool:
-    if not term.match_expressions and not term.match_fields:
-        return False
-    fields = {"metadata.name": name}
-    return all(_matches(r, labels) for r in term.match_expressions) and all(
-        _matches(r, fields) for r in term.match_fields
-    )
-
-
-def _matches(requirement: Requirement, labels: Mapping[str, str]) -> bool:
-    try:
-        return requirement.matches(labels)
-    except ValueError:
-        return False
-
-
-def matches_selector(selector: NodeSelector, labels: Mapping[str, str], name: str) -> bool:
-    return any(matches_term(term, labels, name) for term in selector.node_selector_terms)
-
-
-def node_affinity_fits(pod: Pod, labels: Mapping[str, str], name: str) -> bool:
-    """nodeSelector and required node affinity."""
-    if pod.spec.node_selector and not pod.spec.node_selector.items() <= labels.items():
-        return False
-    affinity = pod.spec.affinity
-    if affinity is None or affinity.node_affinity is None:
-        return True
-    required = affinity.node_affinity.required_during_scheduling_ignored_during_execution
-    return required is None or matches_selector(required, labels, name)
-
-
-def tolerates(toleration: Toleration, taint: Taint) -> bool:
-    if toleration.effect and toleration.effect != taint.effect:
-        return False
-    if toleration.key and toleration.key != taint.key:
-        return False
-    if toleration.operator == "Exists":
-        return True
-    return bool(toleration.key) and toleration.value == taint.value
-
-
-def untolerated(
-    taints: Iterable[Taint], tolerations: Sequence[Toleration], effects: tuple[str, ...]
-) -> Taint | None:
-    """The first taint with one of `effects` that nothing tolerates."""
-    for taint in taints:
-        if taint.effect in effects and not any(tolerates(t, taint) for t in tolerations):
-            return taint
-    return None
-
-
 # --- filters --------------------------------------------------------------------------------------
 
 
@@ -167,8 +115,8 @@ class _Filters:
 
     def __init__(self, pod: Pod, snapshot: Snapshot) -> None:
         self._pod = pod
-        self._requests: Resources = pod_requests(pod)
-        self._ports = host_ports(pod)
+        self._requests: Resources = pod_requests(pod.spec)
+        self._ports = host_ports(pod.spec)
         self._closed = _closed(pod, snapshot)
         self._open = _open(pod, snapshot)
         self._spread = [
@@ -202,13 +150,11 @@ class _Filters:
         return (f"node(s) had untolerated taint {{{taint.key}: {taint.value}}}",)
 
     def affinity(self, info: NodeInfo) -> Sequence[str]:
-        fits = node_affinity_fits(self._pod, info.labels, info.name)
+        fits = node_affinity_fits(self._pod.spec, info.labels, info.name)
         return () if fits else (NODE_AFFINITY,)
 
     def ports(self, info: NodeInfo) -> Sequence[str]:
-        if any(_port_conflict(port, info.ports) for port in self._ports):
-            return (PORTS,)
-        return ()
+        return (PORTS,) if ports_conflict(self._ports, info.ports) else ()
 
     def resources(self, info: NodeInfo) -> Sequence[str]:
         reasons = []
@@ -219,7 +165,7 @@ class _Filters:
             # A node that reports no allocatable at all (not up yet) is not judged by it.
             if not info.allocatable or need <= 0:
                 continue
-            if need > info.allocatable.get(name, 0.0) - info.used.get(name, 0.0) + 1e-9:
+            if need > info.allocatable.get(name, 0) - info.used.get(name, 0):
                 reasons.append(f"Insufficient {name}")
         return reasons
 
@@ -250,15 +196,6 @@ _CHECKS: tuple[Callable[[_Filters, NodeInfo], Sequence[str]], ...] = (
     _Filters.spread,
     _Filters.pods,
 )
-
-
-def _port_conflict(port: HostPort, used: Counter[HostPort]) -> bool:
-    return any(
-        count > 0
-        and (other.protocol, other.port) == (port.protocol, port.port)
-        and (other.ip == port.ip or "0.0.0.0" in (other.ip, port.ip))
-        for other, count in used.items()
-    )
 
 
 def _closed(pod: Pod, snapshot: Snapshot) -> list[_Closed]:
@@ -329,7 +266,7 @@ def spread_selector(pod: Pod, constraint: TopologySpreadConstraint) -> LabelSele
 
 def _takes_part(pod: Pod, constraint: TopologySpreadConstraint, info: NodeInfo) -> bool:
     if constraint.node_affinity_policy != "Ignore" and not node_affinity_fits(
-        pod, info.labels, info.name
+        pod.spec, info.labels, info.name
     ):
         return False
     if constraint.node_taints_policy != "Honor":

@@ -7,31 +7,39 @@ change brings the next pass. Source: pkg/controller/statefulset/stateful_set_con
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any
 
 from podwire.controllers import history
 from podwire.controllers.cluster import Cluster
+from podwire.controllers.history import Revisions
 from podwire.controllers.podcontrol import PodTemplate
-from podwire.controllers.podowner import PodOwner
 from podwire.controllers.podstate import available_in_s
+from podwire.controllers.revisioned import Revisioned
+from podwire.controllers.statefulclaims import StatefulClaims, claim_name
 from podwire.controllers.views import Pod
-from podwire.errors import AlreadyExistsError
 from podwire.objects import kinds
 from podwire.objects.apps import StatefulSet
-from podwire.objects.meta import JsonObject, Kind, LabelSelector, Object
+from podwire.objects.meta import JsonObject, LabelSelector
 
 POD_NAME_LABEL = "statefulset.kubernetes.io/pod-name"
 POD_INDEX_LABEL = "apps.kubernetes.io/pod-index"
-CLAIM: Kind[Object] = Kind(
-    "", "v1", "PersistentVolumeClaim", "persistentvolumeclaims", True, Object
-)
 
 
 def ordinal_of(obj: StatefulSet, pod: Pod) -> int | None:
     parent, _, number = pod.metadata.name.rpartition("-")
     return int(number) if parent == obj.metadata.name and number.isdigit() else None
+
+
+def with_ordinals(obj: StatefulSet, pods: Sequence[Pod]) -> list[tuple[int, Pod]]:
+    found = ((ordinal_of(obj, pod), pod) for pod in pods)
+    return [(ordinal, pod) for ordinal, pod in found if ordinal is not None]
+
+
+def wanted_ordinals(obj: StatefulSet) -> range:
+    start = obj.spec.ordinals.start
+    return range(start, start + obj.spec.replicas)
 
 
 @dataclass(frozen=True)
@@ -68,13 +76,11 @@ class _Planner:
         self.due = {
             p.metadata.uid: available_in_s(p, obj.spec.min_ready_seconds, now) for p in pods
         }
-        by_ordinal = {ordinal_of(obj, p): p for p in pods}
-        self.wanted = [
-            (i, by_ordinal.get(i)) for i in range(self.start, self.start + obj.spec.replicas)
-        ]
-        keep = {i for i, _ in self.wanted}
+        by_ordinal = dict(with_ordinals(obj, pods))
+        keep = wanted_ordinals(obj)
+        self.wanted = [(i, by_ordinal.get(i)) for i in keep]
         self.condemned = sorted(
-            ((i, p) for i, p in by_ordinal.items() if i is not None and i not in keep),
+            ((i, p) for i, p in by_ordinal.items() if i not in keep),
             reverse=True,
         )
         self.create: list[Create] = []
@@ -218,77 +224,51 @@ def with_identity(obj: StatefulSet, template: JsonObject, ordinal: int) -> JsonO
     return {**template, "spec": spec}
 
 
-def claim_name(obj: StatefulSet, claim: JsonObject, ordinal: int) -> str:
-    return f"{claim['metadata']['name']}-{obj.metadata.name}-{ordinal}"
-
-
-class StatefulSetController(PodOwner[StatefulSet]):
+class StatefulSetController(Revisioned[StatefulSet, StatefulSetPlan]):
     kind = kinds.STATEFUL_SET
     component = "statefulset-controller"
 
     def __init__(self, cluster: Cluster) -> None:
         super().__init__(cluster)
-        cluster.owned(kinds.CONTROLLER_REVISION)
+        self._claims = StatefulClaims(cluster)
 
     def selector(self, obj: StatefulSet) -> LabelSelector:
         return obj.spec.selector
 
-    async def sync(self, obj: StatefulSet) -> float | None:
-        pods = await self.claimed(obj)
-        if pods is None:
-            return None
-        revisions = await history.ensure_revision(
-            self.cluster, self.owner(obj), obj.spec.template, obj.status.collision_count
-        )
-        if revisions is None:
-            return None
-        update = revisions.update.metadata.name
-        current = obj.status.current_revision or update
-        if revisions.named(current) is None:
-            current = update
-        pods = [p for p in pods if ordinal_of(obj, p) is not None]
-        plan = plan_stateful_set(obj, pods, current, update, self.cluster.now())
-        waiting_s = self.expectations.pending_s(obj.metadata.uid)
-        await self.write_status(obj, obj.status, plan.status)
-        if waiting_s is not None:
-            return waiting_s
-        await self._apply(obj, plan, revisions)
-        used = {revision_label(p) for p in pods} | {current, update}
-        await history.truncate(self.cluster, revisions, used, obj.spec.revision_history_limit)
-        return plan.requeue_s
+    def plan(self, obj: StatefulSet, pods: Sequence[Pod], revisions: Revisions) -> StatefulSetPlan:
+        mine = [pod for _, pod in with_ordinals(obj, pods)]
+        current, update = _current(obj, revisions), revisions.update.metadata.name
+        return plan_stateful_set(obj, mine, current, update, self.cluster.now())
 
-    async def _apply(
-        self, obj: StatefulSet, plan: StatefulSetPlan, revisions: history.Revisions
+    def in_use(self, obj: StatefulSet, pods: Sequence[Pod], revisions: Revisions) -> Set[str]:
+        return {*map(revision_label, pods), _current(obj, revisions)}
+
+    async def apply(
+        self, obj: StatefulSet, pods: Sequence[Pod], plan: StatefulSetPlan, revisions: Revisions
     ) -> None:
         owner = self.owner(obj)
+        if not obj.deleting:
+            await self._claims.settle(obj, with_ordinals(obj, pods), wanted_ordinals(obj))
         bodies = []
         for create in plan.create:
             revision = revisions.named(create.revision) or revisions.update
             template = with_identity(obj, history.template_of(revision), create.ordinal)
-            await self._ensure_claims(obj, create.ordinal)
+            await self._claims.ensure(obj, create.ordinal)
             bodies.append(pod_body(obj, PodTemplate(template, owner), create))
         if bodies:
             # A pod of that name that is not ours, or ours not seen yet: look again later.
             await self.control.create_all(owner, bodies)
+        for pod in plan.delete:
+            if pod.status.phase == "Failed":
+                text = f"StatefulSet {obj.key} is recreating failed Pod {pod.metadata.name}"
+                self.cluster.events.say(
+                    self.component, self.kind, obj, "Warning", "RecreatingFailedPod", text
+                )
         if plan.delete:
             await self.control.delete(owner, plan.delete)
 
-    async def _ensure_claims(self, obj: StatefulSet, ordinal: int) -> None:
-        if not obj.spec.volume_claim_templates or not self.cluster.resources.has(CLAIM):
-            return
-        for claim in obj.spec.volume_claim_templates:
-            meta = claim.get("metadata") or {}
-            labels = {**(meta.get("labels") or {}), **(obj.spec.selector.match_labels or {})}
-            body = {
-                "metadata": {
-                    **meta,
-                    "name": claim_name(obj, claim, ordinal),
-                    "namespace": obj.metadata.namespace,
-                    "labels": labels,
-                },
-                "spec": claim.get("spec") or {},
-            }
-            try:
-                await self.cluster.api.create(CLAIM, body, obj.metadata.namespace)
-            except AlreadyExistsError:
-                continue
+
+def _current(obj: StatefulSet, revisions: Revisions) -> str:
+    """The revision the set comes from: the newest one when its own is not known any more."""
+    name = obj.status.current_revision
+    return name if name and revisions.named(name) else revisions.update.metadata.name

@@ -21,8 +21,9 @@ from podwire.objects.core import (
     TopologySpreadConstraint,
 )
 from podwire.objects.meta import Kind, Object, View
+from podwire.objects.quantity import Quantity
 
-Quantities = dict[str, str | int | float]
+Quantities = dict[str, Quantity]
 
 
 class Container(View):

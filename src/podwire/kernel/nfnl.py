@@ -14,12 +14,12 @@ import errno
 import socket
 import struct
 from collections.abc import Iterator
-from types import TracebackType
-from typing import Final, Self
+from typing import Final
 
 from podwire.errors import KernelError
-from podwire.kernel import decode, guard, netns
+from podwire.kernel import decode, guard
 from podwire.kernel import encode as nl
+from podwire.kernel.handle import Handle
 
 SUBSYS_CTNETLINK: Final = 1
 SUBSYS_NFTABLES: Final = 10
@@ -59,7 +59,7 @@ def message(kind: int, flags: int, seq: int, family: int, body: bytes, resource:
     return nl.message(kind, flags, seq, GENMSG.pack(family, 0, resource) + body)
 
 
-class NfSocket:
+class NfSocket(Handle):
     """A netfilter netlink socket bound to the namespace it was opened in; for one thread."""
 
     what: str = "netfilter"
@@ -80,12 +80,6 @@ class NfSocket:
             self._socket.setsockopt(_SOL_NETLINK, option, 1)
         self._seq = 0
 
-    @classmethod
-    def in_ns(cls, fd: int) -> Self:
-        """Open in the namespace behind `fd`."""
-        with netns.entered(fd):
-            return cls()
-
     @property
     def port(self) -> int:
         """The netlink port id: who the kernel says did it, in notifications."""
@@ -94,17 +88,6 @@ class NfSocket:
 
     def close(self) -> None:
         self._socket.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     # -- buffers ---------------------------------------------------------------------------------
 

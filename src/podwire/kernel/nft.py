@@ -17,11 +17,11 @@ import os
 import re
 import subprocess
 import threading
-from types import TracebackType
 from typing import Final
 
 from podwire.errors import KernelError, UnsupportedError
 from podwire.kernel import guard, netns
+from podwire.kernel.handle import Handle
 
 _LIBRARY: Final = "libnftables.so.1"
 _STDERR_LIMIT: Final = 2000
@@ -49,7 +49,7 @@ def _library() -> ctypes.CDLL | None:
     return lib
 
 
-class Nft:
+class Nft(Handle):
     """The nftables ruleset of one network namespace."""
 
     def __init__(self) -> None:
@@ -69,12 +69,6 @@ class Nft:
             library.nft_ctx_buffer_error(context)
         self._context = context
 
-    @classmethod
-    def in_ns(cls, fd: int) -> Nft:
-        """Open in the namespace behind `fd`."""
-        with netns.entered(fd):
-            return cls()
-
     def close(self) -> None:
         library = _library()
         if self._context is not None and library is not None:
@@ -83,17 +77,6 @@ class Nft:
         if self._namespace >= 0:
             os.close(self._namespace)
         self._context, self._namespace = None, -1
-
-    def __enter__(self) -> Nft:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def apply(self, text: str) -> None:
         """Commit the text as one transaction; nothing happens when any of it is wrong.

@@ -15,13 +15,13 @@ from __future__ import annotations
 import errno
 import socket
 from collections.abc import Iterable, Iterator, Sequence
-from types import TracebackType
 from typing import Final
 
 from podwire.errors import KernelError
-from podwire.kernel import decode, guard, netns
+from podwire.kernel import decode, guard
 from podwire.kernel import encode as nl
 from podwire.kernel import requests as rq
+from podwire.kernel.handle import Handle
 
 _SOL_NETLINK: Final = 270
 _NETLINK_CAP_ACK: Final = 10
@@ -33,7 +33,7 @@ _CHUNK: Final = 200
 _DUMP_RETRIES: Final = 10
 
 
-class Rtnl:
+class Rtnl(Handle):
     """The links, addresses, routes, rules and neighbours of one network namespace."""
 
     def __init__(self) -> None:
@@ -49,25 +49,8 @@ class Rtnl:
         self._socket.setsockopt(_SOL_NETLINK, _NETLINK_EXT_ACK, 1)
         self._seq = 0
 
-    @classmethod
-    def in_ns(cls, fd: int) -> Rtnl:
-        """Open in the namespace behind `fd`."""
-        with netns.entered(fd):
-            return cls()
-
     def close(self) -> None:
         self._socket.close()
-
-    def __enter__(self) -> Rtnl:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     # -- changes ---------------------------------------------------------------------------------
 

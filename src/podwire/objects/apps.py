@@ -86,6 +86,13 @@ class Ordinals(View):
     start: int = 0
 
 
+class ClaimRetention(View):
+    """StatefulSetPersistentVolumeClaimRetentionPolicy: Retain or Delete."""
+
+    when_deleted: str = "Retain"
+    when_scaled: str = "Retain"
+
+
 class StatefulSetSpec(View):
     selector: LabelSelector = LabelSelector()
     template: dict[str, Any] = {}
@@ -97,6 +104,7 @@ class StatefulSetSpec(View):
     revision_history_limit: int = 10
     ordinals: Ordinals = Ordinals()
     volume_claim_templates: list[dict[str, Any]] = []
+    persistent_volume_claim_retention_policy: ClaimRetention = ClaimRetention()
 
 
 class StatefulSetStatus(View):
@@ -154,7 +162,12 @@ class JobSpec(View):
     completions: int | None = None
     completion_mode: str = "NonIndexed"
     backoff_limit: int = 6
+    backoff_limit_per_index: int | None = None
+    max_failed_indexes: int | None = None
     pod_failure_policy: dict[str, Any] = {}
+    success_policy: dict[str, Any] = {}
+    pod_replacement_policy: str = "TerminatingOrFailed"
+    managed_by: str = ""
     active_deadline_seconds: int | None = None
     ttl_seconds_after_finished: int | None = None
     suspend: bool = False
@@ -176,6 +189,7 @@ class JobStatus(View):
     start_time: str | None = None
     completion_time: str | None = None
     completed_indexes: str = ""
+    failed_indexes: str | None = None
     uncounted_terminated_pods: Uncounted | None = None
     conditions: list[TimedCondition] = []
 

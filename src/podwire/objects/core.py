@@ -277,6 +277,10 @@ class Volume(View):
     persistent_volume_claim: dict[str, Any] | None = None
 
 
+class PodOs(View):
+    name: str = ""
+
+
 class PodSpec(View):
     containers: list[Container] = []
     init_containers: list[Container] = []
@@ -304,6 +308,8 @@ class PodSpec(View):
     security_context: PodSecurityContext | None = None
     readiness_gates: list[dict[str, str]] = []
     priority: int = 0
+    overhead: dict[str, str | int | float] = {}
+    os: PodOs | None = None
 
 
 class Condition(View):

@@ -9,32 +9,16 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from decimal import ROUND_CEILING, Decimal
+from decimal import Decimal
 from types import MappingProxyType
 from typing import Final
 
 from podwire.errors import ConfigError
 from podwire.objects.core import Container, EnvFromSource, EnvVarSource, Pod, ResourceFieldSelector
+from podwire.objects.quantity import parse_quantity, round_up
 
 _EXPANSION: Final = re.compile(r"\$(\$|\(([^()]*)\))?")
 _INDEXED: Final = re.compile(r"metadata\.(labels|annotations)\['([^']+)'\]")
-_SUFFIXES: Final = {
-    "n": Decimal("1e-9"),
-    "u": Decimal("1e-6"),
-    "m": Decimal("1e-3"),
-    "k": Decimal(10**3),
-    "M": Decimal(10**6),
-    "G": Decimal(10**9),
-    "T": Decimal(10**12),
-    "P": Decimal(10**15),
-    "E": Decimal(10**18),
-    "Ki": Decimal(2**10),
-    "Mi": Decimal(2**20),
-    "Gi": Decimal(2**30),
-    "Ti": Decimal(2**40),
-    "Pi": Decimal(2**50),
-    "Ei": Decimal(2**60),
-}
 
 Data = Mapping[str, str]
 Lookup = Callable[[str], Data | None]
@@ -187,15 +171,6 @@ def _render_map(values: Mapping[str, str]) -> str:
     return "\n".join(f"{key}={quote(value)}" for key, value in sorted(values.items()))
 
 
-def parse_quantity(text: str | int | float) -> Decimal:
-    """A Kubernetes quantity as a number. Raises ValueError."""
-    plain = str(text)
-    for suffix in sorted(_SUFFIXES, key=len, reverse=True):
-        if plain.endswith(suffix):
-            return Decimal(plain[: -len(suffix)]) * _SUFFIXES[suffix]
-    return Decimal(plain)
-
-
 def resource_value(
     pod: Pod, container: Container, ref: ResourceFieldSelector, allocatable: Mapping[str, str]
 ) -> str:
@@ -214,6 +189,6 @@ def resource_value(
     try:
         amount = parse_quantity(values.get(resource, fallback))
         divisor = parse_quantity(ref.divisor or 1) or Decimal(1)
-    except (ValueError, ArithmeticError) as error:
+    except ValueError as error:
         raise ConfigError(f"invalid quantity for {ref.resource}") from error
-    return str(int((amount / divisor).to_integral_value(ROUND_CEILING)))
+    return str(round_up(amount / divisor))

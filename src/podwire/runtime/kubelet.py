@@ -21,6 +21,7 @@ from podwire.objects import kinds
 from podwire.objects.core import Pod
 from podwire.runtime import EXIT_NODE_REMOVED
 from podwire.runtime import sandbox as sandboxes
+from podwire.runtime.admission import Admission
 from podwire.runtime.config import KubeletConfig
 from podwire.runtime.containers import ContainerRuntime, Spawner
 from podwire.runtime.events import PodEvents
@@ -69,6 +70,7 @@ class Kubelet:
             events=PodEvents(api, config.node_name),
             specs=SpecBuilder(config, api, allocatable),
             references=References(api),
+            admission=Admission(self.registration),
             runtime=runtime,
             spawner=spawner,
             builtins=builtins or {},
@@ -166,6 +168,10 @@ class Kubelet:
             except (PodwireError, OSError) as error:
                 # A pod that cannot be taken over is made anew; the sweep removes its old sandbox.
                 _LOG.warning("pod %s: cannot adopt its sandbox: %s", pod.key, error)
+                self._worker(pod)
+        # Older pods are admitted first.
+        for pod in sorted(pods.values(), key=lambda pod: pod.metadata.creation_timestamp or ""):
+            if pod.metadata.uid not in self._workers:
                 self._worker(pod)
         self._stop_unknown_standins()
         valid = {w.sandbox.id for w in self._workers.values() if w.sandbox is not None}

@@ -18,6 +18,7 @@ from podwire.client import Api
 from podwire.cni import PodNetwork
 from podwire.errors import ContainerError, KernelError
 from podwire.objects.core import Pod
+from podwire.runtime.admission import Admission
 from podwire.runtime.builtin import BuiltinContainer
 from podwire.runtime.config import KubeletConfig
 from podwire.runtime.containers import (
@@ -75,6 +76,7 @@ class Host:
     events: PodEvents
     specs: SpecBuilder
     references: References
+    admission: Admission
     starving: dict[Callable[[], None], None] = field(default_factory=dict)
     """Who could not get a network, in order: one is called when another pod has given one back."""
     wheel: Wheel = field(default_factory=Wheel)

@@ -129,6 +129,8 @@ class NodeRegistration:
         self._informer.on_change(self._changed)
         self.removed = asyncio.Event()
         self.uid = ""
+        self.node: Node | None = None
+        """As last seen."""
 
     @property
     def _file(self) -> Path:
@@ -152,9 +154,14 @@ class NodeRegistration:
             except AlreadyExistsError:
                 node = await self._api.get(kinds.NODE, name)
         self.uid = node.metadata.uid
-        node = await self.report(not_ready)
+        self.node = await self.report(not_ready)
         self._remember()
-        return node
+        return self.node
+
+    async def fetch(self) -> Node:
+        """The Node as the API has it now."""
+        self.node = await self._api.get(kinds.NODE, self._config.node_name)
+        return self.node
 
     async def report(self, not_ready: str = "") -> Node:
         """Write the node's status."""
@@ -183,6 +190,8 @@ class NodeRegistration:
     def _changed(self, change: Change[Node]) -> None:
         if change.new is None:
             self.removed.set()
+        else:
+            self.node = change.new
 
     async def watch(self) -> None:
         """Follow the Node object until cancelled; sets `removed`."""

@@ -12,13 +12,14 @@ from podwire.errors import NotFoundError
 from podwire.objects import kinds
 from podwire.objects.core import Container, Pod
 from podwire.objects.meta import format_time
+from podwire.objects.quantity import parse_quantity
 from podwire.runtime.config import KubeletConfig
 from podwire.runtime.containers import (
     ContainerSpec,
     Resources,
     User,
 )
-from podwire.runtime.env import PodFacts, environment, expand, parse_quantity
+from podwire.runtime.env import PodFacts, environment, expand
 from podwire.runtime.hostfiles import kernel_hostname
 from podwire.runtime.sandbox import Sandbox
 from podwire.runtime.servicelinks import ServiceLinks

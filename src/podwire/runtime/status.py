@@ -32,6 +32,8 @@ class PodView:
     sandbox_message: str = ""
     initialized: bool = False
     start_time: str = ""
+    rejected: bool = False
+    """Not admitted to the node: nothing of it was ever here."""
     phase: str = ""
     reason: str = ""
     message: str = ""
@@ -78,6 +80,8 @@ def final_phase(slots: Sequence[Slot], phase: str) -> str:
 
 def render(pod: Pod, slots: Sequence[Slot], view: PodView, now: float) -> JsonObject:
     """The whole status; conditions keep the transition times of those that did not change."""
+    if view.rejected:
+        return _rejected(view)
     phase = view.phase or phase_of(pod, slots, initialized=view.initialized)
     status: JsonObject = {
         "phase": phase,
@@ -95,6 +99,17 @@ def render(pod: Pod, slots: Sequence[Slot], view: PodView, now: float) -> JsonOb
     if inits:
         status["initContainerStatuses"] = inits
     return status
+
+
+def _rejected(view: PodView) -> JsonObject:
+    """Upstream's rejectPod: a phase and its reason, no word of containers or conditions."""
+    return {
+        "phase": view.phase,
+        "conditions": [],
+        "startTime": view.start_time,
+        "reason": view.reason,
+        "message": view.message,
+    }
 
 
 def _container(pod: Pod, slot: Slot, now: float) -> JsonObject:

@@ -27,13 +27,13 @@ from podwire.errors import ConfigError, ContainerError, NotFoundError
 from podwire.objects import kinds
 from podwire.objects.core import Container, Pod, ResourceFieldSelector, Volume
 from podwire.objects.meta import JsonObject
+from podwire.objects.quantity import parse_quantity
 from podwire.runtime.config import KubeletConfig
 from podwire.runtime.containers import Mount
 from podwire.runtime.env import (
     PodFacts,
     expand,
     field_value,
-    parse_quantity,
     resource_value,
 )
 

@@ -51,6 +51,9 @@ class PodWorker:
         self._live = LivePod(host, pod, slots_of(pod), view, self.wake, self.wake_at)
         self._sandbox = PodSandbox(self._live)
         self._containers = PodContainers(self._live)
+        self._admitted = bool(pod.status.start_time) and not pod.finished
+        if self._admitted:
+            host.admission.keep(pod)
         self._status = StatusWriter(self._live)
         self._gone = gone
         self._task: asyncio.Task[None] | None = None
@@ -161,12 +164,30 @@ class PodWorker:
             await self._release()
         elif self._deadline_passed():
             await self._fail("DeadlineExceeded", _DEADLINE)
+        elif not await self._admit():
+            await self._release()
         elif await self._sandbox.ensure():
             await self._run_containers()
         else:
             await self._status.write()
             return False
         return True
+
+    async def _admit(self) -> bool:
+        """Whether the pod may run here; what was admitted once stays so."""
+        if self._admitted:
+            return True
+        live = self._live
+        if not live.view.rejected:
+            refusal = await live.host.admission.admit(self.pod)
+            if refusal is None:
+                self._admitted = True
+                return True
+            live.say(refusal.reason, refusal.message, warning=True)
+            message = f"Pod was rejected: {refusal.message}"
+            live.see(rejected=True, phase="Failed", reason=refusal.reason, message=message)
+        await self._status.write()
+        return False
 
     async def _run_containers(self) -> None:
         steps = plan_containers(self.pod, self.slots, asyncio.get_running_loop().time())
@@ -186,8 +207,11 @@ class PodWorker:
             self._dirty = True
         if self._dirty and not self._status.wrote:
             return
+        over = self._over(steps)
+        if over:
+            self._vacate()
         await self._status.write()
-        if self._over(steps):
+        if over:
             await self._release()
 
     def _over(self, steps: Steps) -> bool:
@@ -227,6 +251,7 @@ class PodWorker:
         stopped.result()
         self._containers.release()
         await self._sandbox.drop()
+        self._vacate()
         if not live.removed:
             await self._report_end()
         await self._forget()
@@ -259,14 +284,21 @@ class PodWorker:
         """End the pod as Failed for a reason of its own (deadline)."""
         self._live.say(reason, message)
         await self._containers.stop_all()
+        self._vacate()
         self._live.see(phase="Failed", reason=reason, message=message)
         await self._status.write()
         await self._release()
+
+    def _vacate(self) -> None:
+        """Nothing runs any more: others may have its ports and resources. Before anybody is told,
+        or the pod that comes instead could be here before this one has left."""
+        self._live.host.admission.release(self._live.uid)
 
     async def _release(self) -> None:
         """The pod has finished: give back its sandbox and address, keep its logs and status."""
         await self._containers.stop_rest()
         self._containers.release()
+        self._vacate()
         await self._sandbox.drop()
         records.forget_sandbox(self._live.host.config.pods_dir, self._live.uid)
 
@@ -275,6 +307,9 @@ class PodWorker:
     async def adopt(self, sandbox: Sandbox) -> None:
         """Take over what an earlier agent left running; what died meanwhile is restarted."""
         live = self._live
+        if not self.pod.finished:
+            self._admitted = True
+            live.host.admission.keep(self.pod)
         stands = await self._sandbox.adopt(sandbox)
         running = await recover(live, sandbox) if stands else {}
         before = statuses_of(live)

@@ -11,9 +11,11 @@ from typing import Any
 
 import pytest
 
-from podwire.apiserver import decode as module
-from podwire.apiserver.decode import decode, decode_object, parse_body
+from podwire.apiserver.body import parse_body
+from podwire.apiserver.decode import decode, decode_object
+from podwire.apiserver.pathwalk import Walk
 from podwire.apiserver.schema import builtin, schema_from_crd
+from podwire.apiserver.walk import compiled
 from podwire.errors import BadRequestError
 
 JSON = "application/json"
@@ -253,8 +255,8 @@ def test_both_walks_agree() -> None:
             "tolerations": [],
         },
     }
-    walk = module._Walk()
-    assert walk.value(obj, schema, "", "", "") == module._compiled(schema)(obj)
+    walk = Walk()
+    assert walk.value(obj, schema, "", "", "") == compiled(schema)(obj)
     assert not walk.error
     assert not walk.strict
 

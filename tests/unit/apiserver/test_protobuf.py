@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from podwire.apiserver import protobuf, schema
-from podwire.apiserver.decode import decode, parse_body
+from podwire.apiserver.body import parse_body
+from podwire.apiserver.decode import decode
 from podwire.apiserver.registry import Registry
 from podwire.errors import BadRequestError
 

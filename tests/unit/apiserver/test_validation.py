@@ -17,7 +17,7 @@ from podwire.apiserver.defaults import apply_defaults
 from podwire.apiserver.schema import builtin, schema_from_crd
 from podwire.apiserver.validation import FieldError, invalid, validate_create, validate_update
 from podwire.apiserver.validation.crd import structural_errors
-from podwire.apiserver.validation.workloads import schedule_problem
+from podwire.apiserver.validation.cronjobs import schedule_problem
 
 SAMPLES = Path(__file__).resolve().parents[4] / "shared/samples"
 BASE = """
@@ -121,6 +121,40 @@ BAD: list[tuple[str, dict[str, Any], list[str]]] = [
      ["spec.podManagementPolicy: Invalid value: \"X\": must be 'OrderedReady' or 'Parallel'"]),
     ("Job", {"spec.template.spec.restartPolicy": None},
      ['spec.template.spec.restartPolicy: Required value: valid values: "OnFailure", "Never"']),
+    ("Job", {"spec.maxFailedIndexes": 1},
+     ["spec.backoffLimitPerIndex: Required value: when maxFailedIndexes is specified",
+      "spec.maxFailedIndexes: Invalid value: 1: requires indexed completion mode"]),
+    ("Job", {"spec.completionMode": "Indexed", "spec.completions": 2, "spec.backoffLimitPerIndex": 1, "spec.maxFailedIndexes": 3},
+     ["spec.maxFailedIndexes: Invalid value: 3: must be less than or equal to completions"]),
+    ("Job", {"spec.podReplacementPolicy": "Never"},
+     ['spec.podReplacementPolicy: Unsupported value: "Never": supported values: "Failed", "TerminatingOrFailed"']),
+    ("Job", {"spec.managedBy": "me"},
+     ['spec.managedBy: Invalid value: "me": must be a domain-prefixed path (such as "acme.io/foo")']),
+    ("Job", {"spec.podReplacementPolicy": "TerminatingOrFailed", "spec.podFailurePolicy": {"rules": [
+        {"action": "FailIndex", "onExitCodes": {"operator": "In", "values": [0, 3, 2, 3], "containerName": "z"}},
+        {"action": "Ignore"}]}},
+     ['spec.podFailurePolicy.rules[0].action: Invalid value: "FailIndex": requires the backoffLimitPerIndex to be set',
+      'spec.podFailurePolicy.rules[0].onExitCodes.containerName: Invalid value: "z": must be one of the container or initContainer names in the pod template',
+      "spec.podFailurePolicy.rules[0].onExitCodes.values[0]: Invalid value: 0: must not be 0 for the In operator",
+      "spec.podFailurePolicy.rules[0].onExitCodes.values[3]: Duplicate value: 3",
+      "spec.podFailurePolicy.rules[0].onExitCodes.values: Invalid value: [0,3,2,3]: must be ordered",
+      "spec.podFailurePolicy.rules[1]: Invalid value: specifying one of OnExitCodes and OnPodConditions is required",
+      'spec.podReplacementPolicy: Unsupported value: "TerminatingOrFailed": supported values: "Failed"']),
+    ("Job", {"spec.podFailurePolicy": {"rules": [{"onPodConditions": [{"type": "D", "status": "No"}]}]}},
+     ['spec.podFailurePolicy.rules[0].action: Required value: valid values: ["Count" "FailIndex" "FailJob" "Ignore"]',
+      'spec.podFailurePolicy.rules[0].onPodConditions[0].status: Unsupported value: "No": supported values: "False", "True", "Unknown"']),
+    ("Job", {"spec.completionMode": "Indexed", "spec.completions": 4, "spec.successPolicy": {"rules": [
+        {"succeededIndexes": "0,2-3", "succeededCount": 4}, {"succeededIndexes": "1-9"}, {"succeededIndexes": "2,1"},
+        {"succeededIndexes": "1-2-3"}, {"succeededCount": 5}, {}]}},
+     ["spec.successPolicy.rules[0].succeededCount: Invalid value: 4: must be less than or equal to 3 "
+      "(the number of indexes in the specified succeededIndexes field)",
+      'spec.successPolicy.rules[1].succeededIndexes: Invalid value: "1-9": error parsing succeededIndexes: too large index: "9"',
+      'spec.successPolicy.rules[2].succeededIndexes: Invalid value: "2,1": error parsing succeededIndexes: '
+      "non-increasing order, previous: 2, current: 1",
+      'spec.successPolicy.rules[3].succeededIndexes: Invalid value: "1-2-3": error parsing succeededIndexes: the fragment '
+      "\"1-2-3\" violates the requirement that an index interval can have at most two parts separated by '-'",
+      "spec.successPolicy.rules[4].succeededCount: Invalid value: 5: must be less than or equal to 4 (the number of specified completions)",
+      "spec.successPolicy.rules[5]: Required value: at least one of succeededCount or succeededIndexes must be specified"]),
     ("ConfigMap", {"data": {"a": "x" * (1024 * 1024 + 1)}}, ["[]: Too long: may not be more than 1048576 bytes"]),
     ("CronJob", {"spec.schedule": "daily"},
      ['spec.schedule: Invalid value: "daily": expected exactly 5 fields, found 1: [daily]']),

@@ -10,22 +10,28 @@ import msgspec
 import pytest
 
 from podwire.client import Change
-from podwire.controllers import job as jobs
 from podwire.controllers.claims import plan_claims
 from podwire.controllers.cronjob import ScheduleError, plan_times
-from podwire.controllers.daemonset import daemon_template, node_of, pinned
+from podwire.controllers.daemonset import (
+    FailedBackoff,
+    daemon_template,
+    node_of,
+    pinned,
+    plan_daemon_set,
+)
 from podwire.controllers.events import EventLimits
 from podwire.controllers.garbage import OwnerGraph
 from podwire.controllers.nodeipam import CidrSet
 from podwire.controllers.nodelife import merge_taints, plan_eviction_s, plan_taints
 from podwire.controllers.podcontrol import Expectations
 from podwire.controllers.replicaset import plan_replica_set
+from podwire.controllers.statefulclaims import stale, wanted_refs
 from podwire.controllers.statefulset import plan_stateful_set
 from podwire.controllers.views import POD, Pod
 from podwire.errors import ExhaustedError
-from podwire.objects.apps import Job, ReplicaSet, StatefulSet
+from podwire.objects.apps import DaemonSet, ReplicaSet, StatefulSet
 from podwire.objects.core import Node, Taint, Toleration
-from podwire.objects.meta import Key, LabelSelector
+from podwire.objects.meta import Key, LabelSelector, Object, OwnerReference
 
 NOW = dt.datetime(2024, 1, 1, 12, tzinfo=dt.UTC)
 READY = [{"type": "Ready", "status": "True", "lastTransitionTime": "2024-01-01T11:59:55Z"}]
@@ -104,105 +110,64 @@ def test_stateful_moves(
     assert [p.metadata.name for p in plan.delete] == delete
 
 
+@pytest.mark.parametrize(
+    ("deleted", "scaled", "condemned", "owners"),
+    [
+        ("Retain", "Retain", True, ["other"]),
+        ("Delete", "Retain", False, ["other", "db"]),
+        ("Delete", "Retain", True, ["other", "db"]),
+        ("Retain", "Delete", False, ["other"]),
+        ("Retain", "Delete", True, ["other", "db-0"]),
+        ("Delete", "Delete", False, ["other", "db"]),
+        ("Delete", "Delete", True, ["other", "db-0"]),
+    ],
+)
+def test_claims_are_owned_as_the_policy_says(
+    deleted: str, scaled: str, condemned: bool, owners: list[str]
+) -> None:
+    policy = {"whenDeleted": deleted, "whenScaled": scaled}
+    obj = stateful(persistentVolumeClaimRetentionPolicy=policy)
+    obj = msgspec.structs.replace(obj, metadata=msgspec.structs.replace(obj.metadata, uid="db"))
+    before = [OwnerReference(name=name, uid=name) for name in ("other", "db", "db-0")]
+    refs = wanted_refs(obj, member(0), before, condemned=condemned)
+    assert [ref["uid"] for ref in refs] == owners
+    foreign = [OwnerReference(name="x", uid="x", controller=True)]
+    assert [r["uid"] for r in wanted_refs(obj, member(0), foreign, condemned=True)] == ["x"]
+
+
+def test_a_claim_of_an_earlier_pod_is_stale() -> None:
+    claim = msgspec.convert(
+        {"metadata": {"ownerReferences": [{"kind": "Pod", "name": "db-0", "uid": "1"}]}}, Object
+    )
+    assert stale(claim, "db-0")
+    assert stale(claim, "db-0", "2")
+    assert not stale(claim, "db-0", "1")
+
+
+def test_failed_daemon_pods_are_replaced_ever_later() -> None:
+    ds = msgspec.convert({"metadata": {"name": "d"}}, DaemonSet)
+    node = msgspec.convert({"metadata": {"name": "n1"}}, Node)
+    plan = plan_daemon_set(ds, [pod("d-1", phase="Failed", ready=False)], [node], "new", NOW)
+    assert [(name, p.metadata.name) for name, p in plan.failed] == [("n1", "d-1")]
+    assert (plan.create, plan.delete) == ([], [])
+    backoff, key, now = FailedBackoff(), ("u", 1, "n1"), NOW
+    for wait_s in (1, 2, 4, 8):
+        assert backoff.due_in_s(key, now) == 0
+        assert backoff.due_in_s(key, now) == wait_s
+        now += dt.timedelta(seconds=wait_s)
+    assert backoff.due_in_s(("u", 2, "n1"), now) == 0
+    now += dt.timedelta(hours=1)
+    assert backoff.due_in_s(key, now) == 0
+    assert backoff.due_in_s(key, now) == 1
+    backoff.forget("u")
+    assert backoff.due_in_s(key, now) == 0
+
+
 def test_daemon_pods_are_pinned_and_tolerate() -> None:
     template = pinned(daemon_template({"spec": {"hostNetwork": True}}), "n7")
     keys = {t["key"] for t in template["spec"]["tolerations"]}
     assert "node.kubernetes.io/network-unavailable" in keys
     assert node_of(msgspec.convert({"spec": template["spec"]}, Pod)) == "n7"
-
-
-def a_job(status: Any = None, **spec: Any) -> Job:
-    spec = {"completions": 3, "parallelism": 2, **spec}
-    raw = {"metadata": {"name": "j", "uid": "j"}, "spec": spec, "status": status or {}}
-    return msgspec.convert(raw, Job)
-
-
-def tracked(name: str, phase: str, **meta: Any) -> Pod:
-    return pod(name, phase=phase, ready=False, finalizers=[jobs.FINALIZER], **meta)
-
-
-def test_job_counts_each_pod_once() -> None:
-    first = jobs.plan_job(a_job(), [tracked("a", "Succeeded")], NOW)
-    assert first.status["uncountedTerminatedPods"]["succeeded"] == ["a"]
-    assert (first.status["succeeded"], len(first.create)) == (0, 2)
-    known = a_job(
-        {"uncountedTerminatedPods": {"succeeded": ["a"]}, "startTime": "2024-01-01T11:00:00Z"}
-    )
-    second = jobs.plan_job(known, [pod("a", phase="Succeeded")], NOW)
-    assert second.status["succeeded"] == 1
-    assert second.status["uncountedTerminatedPods"]["succeeded"] is None
-
-
-def test_job_fails_and_backs_off() -> None:
-    failed = tracked("a", "Failed", deletionTimestamp="2024-01-01T11:59:58Z")
-    assert jobs.plan_job(a_job(), [failed], NOW).requeue_s == pytest.approx(8)
-    plan = jobs.plan_job(a_job(backoffLimit=0), [failed], NOW)
-    assert [c.type for c in plan.conditions] == ["FailureTarget"]
-    done = a_job({"failed": 1}, backoffLimit=0)
-    plan = jobs.plan_job(done, [], NOW)
-    assert {c.type for c in plan.conditions} == {"FailureTarget", "Failed"}
-
-
-def exited(name: str, code: int) -> Pod:
-    failed = tracked(name, "Failed")
-    state = {"name": "c", "state": {"terminated": {"exitCode": code}}}
-    status = msgspec.to_builtins(failed.status) | {"containerStatuses": [state]}
-    return msgspec.convert(msgspec.to_builtins(failed) | {"status": status}, Pod)
-
-
-def by_code(action: str, operator: str = "In") -> dict[str, Any]:
-    rule = {"action": action, "onExitCodes": {"operator": operator, "values": [42]}}
-    return {"podFailurePolicy": {"rules": [rule]}}
-
-
-def test_pod_failure_policy_fails_the_job_at_once() -> None:
-    plan = jobs.plan_job(a_job(**by_code("FailJob")), [exited("a", 42)], NOW)
-    (target,) = plan.conditions
-    assert (target.type, target.reason) == ("FailureTarget", "PodFailurePolicy")
-    assert target.message == (
-        "Container c for pod ns/a failed with exit code 42 matching FailJob rule at index 0"
-    )
-    assert plan.create == []
-
-
-def test_pod_failure_policy_ignores_a_failure() -> None:
-    plan = jobs.plan_job(a_job(backoffLimit=0, **by_code("Ignore")), [exited("a", 42)], NOW)
-    assert plan.status["uncountedTerminatedPods"]["failed"] is None
-    assert (plan.conditions, len(plan.create), len(plan.release)) == ([], 2, 1)
-
-
-@pytest.mark.parametrize(
-    ("spec", "code"),
-    [(by_code("FailJob"), 1), (by_code("Ignore", "NotIn"), 42), (by_code("Count"), 42)],
-)
-def test_other_failures_count(spec: dict[str, Any], code: int) -> None:
-    plan = jobs.plan_job(a_job(**spec), [exited("a", code)], NOW)
-    assert plan.status["uncountedTerminatedPods"]["failed"] == ["a"]
-    assert plan.conditions == []
-
-
-def test_pod_failure_policy_by_condition() -> None:
-    rule = {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget"}]}
-    job = a_job(podFailurePolicy={"rules": [rule]})
-    failed = tracked("a", "Failed")
-    plan = jobs.plan_job(job, [failed], NOW)
-    assert plan.status["uncountedTerminatedPods"]["failed"] == ["a"]
-    condition = {"type": "DisruptionTarget", "status": "True"}
-    status = msgspec.to_builtins(failed.status) | {"conditions": [condition]}
-    evicted = msgspec.convert(msgspec.to_builtins(failed) | {"status": status}, Pod)
-    plan = jobs.plan_job(job, [evicted], NOW)
-    assert plan.status["uncountedTerminatedPods"]["failed"] is None
-
-
-def test_suspended_job_runs_nothing() -> None:
-    plan = jobs.plan_job(a_job(suspend=True), [tracked("a", "Running")], NOW)
-    assert ([p.metadata.name for p in plan.delete], plan.create) == (["a"], [])
-    assert [c.type for c in plan.conditions] == ["Suspended"]
-
-
-@pytest.mark.parametrize("text", ["", "0", "0,1", "0-2", "1,3-5,7"])
-def test_indexes_round_trip(text: str) -> None:
-    assert jobs.format_indexes(jobs.parse_indexes(text)) == text
 
 
 def test_cron_times() -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from podwire.errors import ConfigError
 from podwire.objects.core import Container, Pod
-from podwire.runtime.env import PodFacts, environment, expand, parse_quantity
+from podwire.runtime.env import PodFacts, environment, expand
 
 FACTS = PodFacts(("10.244.0.5", "fd00::5"), ("172.30.0.2",), "node-1", {"cpu": "4"})
 MAPS = {"cm": {"a": "1", "b": "two"}}
@@ -109,10 +109,3 @@ def test_optional_references_are_left_out() -> None:
     ref = {"name": "no", "key": "k", "optional": True}
     assert compose(env=[{"name": "X", "valueFrom": {"configMapKeyRef": ref}}]) == {}
     assert compose(envFrom=[{"secretRef": {"name": "no", "optional": True}}]) == {}
-
-
-@pytest.mark.parametrize(
-    ("text", "value"), [("250m", "0.25"), ("1Gi", str(2**30)), ("2k", "2000"), ("1e3", "1000")]
-)
-def test_quantities(text: str, value: str) -> None:
-    assert parse_quantity(text) == parse_quantity(value)

@@ -78,6 +78,7 @@ class World:
             events=events,
             specs=cast(Any, None),
             references=cast(Any, None),
+            admission=cast(Any, None),
             policy_ready=self.policy,
             node_dns=NO_RESOLVER,
         )

@@ -21,9 +21,12 @@ from podwire.apiserver.validation import (
     addresses,
     config,
     crd,
+    cronjobs,
     endpoints,
+    jobs,
     network,
     pod,
+    podupdate,
     service,
     workloads,
 )
@@ -45,7 +48,7 @@ def _metadata_only(obj: Raw, old: Raw | None = None) -> list[FieldError]:
 
 
 def _pod(obj: Raw, old: Raw | None = None) -> list[FieldError]:
-    return pod.validate_pod(obj) if old is None else pod.validate_pod_update(obj, old)
+    return pod.validate_pod(obj) if old is None else podupdate.validate_pod_update(obj, old)
 
 
 @dataclass(frozen=True)
@@ -77,8 +80,8 @@ _KINDS: dict[tuple[str, str], _Rules] = {
     ("apps", "ReplicaSet"): _Rules(workloads.validate_replica_set),
     ("apps", "StatefulSet"): _Rules(workloads.validate_stateful_set),
     ("apps", "DaemonSet"): _Rules(workloads.validate_daemon_set),
-    ("batch", "Job"): _Rules(workloads.validate_job),
-    ("batch", "CronJob"): _Rules(workloads.validate_cron_job),
+    ("batch", "Job"): _Rules(jobs.validate_job),
+    ("batch", "CronJob"): _Rules(cronjobs.validate_cron_job),
     ("autoscaling", "HorizontalPodAutoscaler"): _Rules(config.validate_autoscaler),
     ("policy", "PodDisruptionBudget"): _Rules(config.validate_budget),
     ("coordination.k8s.io", "Lease"): _Rules(config.validate_lease),

@@ -15,6 +15,7 @@ from podwire.apiserver.fields import (
     forbidden,
     go_value,
     invalid_value,
+    not_supported,
     required,
     too_long,
 )
@@ -22,6 +23,7 @@ from podwire.apiserver.fields import (
 Raw = dict[str, Any]
 NameRule = Callable[[str], list[str]]
 
+PROTOCOLS = ("SCTP", "TCP", "UDP")
 IMMUTABLE = "field is immutable"
 NEGATIVE = "must be greater than or equal to 0"
 _MAX_ANNOTATIONS = 256 * 1024
@@ -59,6 +61,22 @@ def non_negative(obj: Raw, path: str, *keys: str) -> list[FieldError]:
         for key in keys
         if (obj.get(key) or 0) < 0
     ]
+
+
+def check_enum(
+    obj: Raw, path: str, key: str, supported: tuple[str, ...], *, needed: bool = True
+) -> list[FieldError]:
+    value = obj.get(key) or ""
+    if not value:
+        return [required(f"{path}.{key}")] if needed else []
+    return [] if value in supported else [not_supported(f"{path}.{key}", value, supported)]
+
+
+def validate_port_or_name(port: Any, path: str) -> list[FieldError]:
+    """An IntOrString port: a number, or the name of a container port."""
+    if isinstance(port, str):
+        return invalid_each(path, port, names.is_port_name(port))
+    return invalid_each(path, port, names.is_port_number(port))
 
 
 def validate_meta(

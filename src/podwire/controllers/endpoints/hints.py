@@ -20,10 +20,10 @@ from dataclasses import dataclass
 from msgspec.structs import replace
 
 from podwire.controllers.endpoints.packing import Draft
-from podwire.controllers.schedsnapshot import parse_quantity
 from podwire.objects.core import Node, Service
 from podwire.objects.discovery import Endpoint, EndpointHints, HintName
 from podwire.objects.meta import Object
+from podwire.objects.quantity import parse_quantity
 
 OVERLOAD = 0.2
 """How far above its fair share any endpoint may be loaded."""
