@@ -1,7 +1,7 @@
 """Connection tracking of one namespace: read, deleted from exactly, and listened to.
 
 When an endpoint goes, flows of UDP that lead to it would go on leading there: their entries have to
-be deleted (kube-proxy cleans conntrack). An entry is deleted by where it leads and by its id, so
+be deleted (kube-proxy's conntrack cleaning). An entry is deleted by where it leads and by its id:
 a successor that leads elsewhere is not hit. Values and their bytes: `flows`.
 
 The settings are ordinary sysctls of the namespace (`sysctl`, names below), except the table's size:

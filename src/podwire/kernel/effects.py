@@ -13,10 +13,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from podwire.kernel import netns, nfpack, nft, sysctl
+from podwire.kernel import iptables, netns, nfpack, nft, sysctl
 from podwire.kernel import requests as rq
 from podwire.kernel.conntrack import Conntrack
 from podwire.kernel.flows import EVERY, Flow, Match
+from podwire.kernel.iptables import Family
 from podwire.kernel.nfelements import NfElements
 from podwire.kernel.rtnl import Rtnl
 
@@ -81,6 +82,8 @@ class Effects(Protocol):
     def list_table(self, family: str, name: str, ns: int | None = None) -> str: ...
     def elements(self, ns: int | None = None) -> contextlib.AbstractContextManager[SetElements]: ...
     def conntrack(self, ns: int | None = None) -> contextlib.AbstractContextManager[FlowTable]: ...
+    def iptables_restore(self, text: str, family: Family = 4, ns: int | None = None) -> None: ...
+    def iptables_save(self, table: str, family: Family = 4, ns: int | None = None) -> str: ...
     def write_sysctls(self, values: Mapping[str, str | int], ns: int | None = None) -> None: ...
     def read_sysctl(self, key: str, ns: int | None = None) -> str: ...
 
@@ -126,6 +129,12 @@ class KernelEffects:
     def conntrack(self, ns: int | None = None) -> Iterator[FlowTable]:
         with Conntrack() if ns is None else Conntrack.in_ns(ns) as handle:
             yield handle
+
+    def iptables_restore(self, text: str, family: Family = 4, ns: int | None = None) -> None:
+        iptables.restore(text, family, ns)
+
+    def iptables_save(self, table: str, family: Family = 4, ns: int | None = None) -> str:
+        return iptables.save(table, family, ns)
 
     def write_sysctls(self, values: Mapping[str, str | int], ns: int | None = None) -> None:
         sysctl.write(values, ns)

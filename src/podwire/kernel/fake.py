@@ -1,7 +1,7 @@
 """The kernel, as far as planners use it, in memory: `effects.Effects` without root or clock.
 
-Links, addresses, routes: `fake_rtnl`; set elements and flows: `fake_nf`. nftables text is kept by
-table; its commands are understood, its rules are not. No packet moves.
+Links, addresses, routes: `fake_rtnl`; set elements and flows: `fake_nf`; iptables: `fake_iptables`.
+nftables text is kept by table; its commands are understood, its rules are not. No packet moves.
 
 The scenarios in tests/kernel/test_kernel_fake.py run here and on the kernel, and the states are
 compared.
@@ -18,9 +18,11 @@ from pathlib import Path
 from typing import Final
 
 from podwire.errors import KernelError
+from podwire.kernel import fake_iptables
 from podwire.kernel.effects import FlowTable, RouteNetlink, SetElements
 from podwire.kernel.fake_nf import FakeConntrack, FakeNfElements, forget
 from podwire.kernel.fake_rtnl import FakeRtnl, Namespace, remove_link
+from podwire.kernel.iptables import Family
 
 _FIRST_FD: Final = 1_000_000  # no real descriptor: closing one by mistake must fail
 
@@ -180,6 +182,12 @@ class FakeKernel:
         if (family, name) not in tables:
             raise KernelError(f"nftables: table {family} {name}", errno=errno.ENOENT)
         return "\n".join(tables[family, name]) + "\n"
+
+    def iptables_restore(self, text: str, family: Family = 4, ns: int | None = None) -> None:
+        fake_iptables.restore(self.namespace(ns).iptables, text, family)
+
+    def iptables_save(self, table: str, family: Family = 4, ns: int | None = None) -> str:
+        return fake_iptables.save(self.namespace(ns).iptables, table, family)
 
     def write_sysctls(self, values: Mapping[str, str | int], ns: int | None = None) -> None:
         sysctls = self.namespace(ns).sysctls

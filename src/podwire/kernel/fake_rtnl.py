@@ -20,6 +20,7 @@ from podwire.errors import KernelError
 from podwire.kernel import encode as nl
 from podwire.kernel import nfpack
 from podwire.kernel import requests as rq
+from podwire.kernel.fake_iptables import Tables
 from podwire.kernel.flows import Flow
 
 _NO_MAC: Final = "00:00:00:00:00:00"
@@ -53,6 +54,7 @@ class Namespace:
     )
     generation: int = 1
     flows: list[Flow] = field(default_factory=list)
+    iptables: Tables = field(default_factory=dict)
     sysctls: dict[str, str] = field(default_factory=dict)
     next_index: int = 2
 

@@ -21,7 +21,7 @@ import msgspec
 from msgspec import Struct
 
 from podwire.errors import KernelError, UnsupportedError
-from podwire.kernel import decode, libc, nft, userns
+from podwire.kernel import decode, iptables, libc, nft, userns
 from podwire.kernel import encode as nl
 from podwire.kernel.requests import AddLink, Bridge, Dummy, Ifb, LinkKind, Veth, Vxlan, WireGuard
 from podwire.kernel.rtnl import Rtnl, loopback_up
@@ -45,6 +45,7 @@ class Features(Struct, frozen=True):
     nft: bool = False
     nft_nat: bool = False
     flowtable: bool = False
+    iptables: bool = False
     sctp: bool = False
     overlayfs: bool = False
     cgroup2: bool = False
@@ -71,6 +72,7 @@ EXPLAIN: Final[dict[str, str]] = {
     "nft": "no nftables: neither Services nor policies work; install nftables, load nf_tables",
     "nft_nat": "no NAT in nftables: Services do not work; load nft_nat and nft_masq",
     "flowtable": "no flowtables: forwarding has no fast path; load the module nf_flow_table",
+    "iptables": "no usable iptables: --service-proxy iptables is refused; install iptables",
     "sctp": "no SCTP sockets: stand-ins cannot serve SCTP ports; load the module sctp",
     "overlayfs": "no overlayfs here: images are copied instead of layered",
     "cgroup2": "no cgroup v2 hierarchy is mounted: containers are not grouped",
@@ -101,7 +103,7 @@ table inet q {
 
 
 def probe() -> Features:
-    """Try everything, in 20 to 60 ms. Never raises: what could not be tried is absent."""
+    """Try everything, in 50 to 100 ms. Never raises: what could not be tried is absent."""
     return _in_child(_probe_everything) or Features(userns=_userns_allowed())
 
 
@@ -178,6 +180,7 @@ def _probe_everything() -> Features:
             nft=_nft("add table inet p"),
             nft_nat=_nft(_NAT_TABLE),
             flowtable=_nft(_FLOW_TABLE),
+            iptables=iptables.working_flavour() is not None,
             sctp=_sctp(),
             overlayfs=_overlayfs(),
             cgroup2=cgroup2,

@@ -84,7 +84,7 @@ def zone_ratios(nodes: Iterable[Node]) -> dict[str, float]:
         if any(label in labels for label in _OUTSIDE_CAPACITY) or not node.ready:
             continue
         zone = labels.get(_ZONE_LABEL)
-        amount = parse_quantity(node.status.allocatable.get("cpu", 0))
+        amount = float(parse_quantity(node.status.allocatable.get("cpu", 0)))
         if not zone or not amount:
             return {}
         cpu[zone] = cpu.get(zone, 0.0) + amount
