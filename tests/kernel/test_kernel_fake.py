@@ -29,6 +29,7 @@ from podwire.kernel.requests import (
     Fdb,
     Hop,
     Neighbour,
+    Proxy,
     Replace,
     Request,
     Route,
@@ -177,6 +178,27 @@ ONE_NAMESPACE: dict[str, list[Request]] = {
         Delete(Neighbour("a", ip_address("10.0.0.2"), MAC_C)),
         Delete(Neighbour("a", ip_address("10.0.0.2"), MAC_C), False),
     ],
+    "proxies": [
+        PAIR,
+        Replace(Proxy("a", ip_address("10.0.0.1"))),
+        *UP,
+        Add(Proxy("a", ip_address("10.0.0.1"))),
+        Replace(Proxy("a", ip_address("10.0.0.2"))),
+        Add(Proxy("a", ip_address("fd00::1"))),
+        Add(Proxy("b", ip_address("fd00::1"))),
+        Delete(Proxy("a", ip_address("10.0.0.2"))),
+        Delete(Proxy("a", ip_address("10.0.0.2"))),
+        Delete(Proxy("a", ip_address("10.0.0.2")), False),
+        Replace(Proxy("x", ip_address("10.0.0.2"))),
+    ],
+    "proxies go down with their link": [
+        PAIR,
+        *UP,
+        Replace(Proxy("a", ip_address("10.0.0.1"))),
+        Replace(Proxy("b", ip_address("fd00::1"))),
+        SetLink(device="b", up=False),
+        DeleteLink("a"),
+    ],
     "rules": [
         Replace(Rule(priority=100, table=1000, source=ip_network("10.244.0.0/16"))),
         Replace(Rule(priority=100, table=1000, source=ip_network("10.244.0.0/16"))),
@@ -244,6 +266,7 @@ def state(rtnl: RouteNetlink) -> dict[str, Any]:
         ),
         "rules": sorted(map(str, rtnl.rules())),
         "neighbours": sorted(map(str, rtnl.neighbours())),
+        "proxies": sorted(map(str, rtnl.proxies())),
         "fdb": sorted(map(str, rtnl.fdb())),
     }
 

@@ -182,6 +182,14 @@ def parse_neighbour(body: bytes, name_of: NameOf) -> rq.Neighbour | rq.Fdb | Non
     return rq.Neighbour(name_of(index), _ip(a[nl.NDA_DST]), mac_text(a[nl.NDA_LLADDR]))
 
 
+def parse_proxy(body: bytes, name_of: NameOf) -> rq.Proxy | None:
+    """A proxy entry; None for one that is meant for every device."""
+    _family, index, _state, flags, _type = nl.NDMSG.unpack_from(body)
+    if not flags & nl.NTF_PROXY or not index:
+        return None
+    return rq.Proxy(name_of(index), _ip(attrs(body, 12)[nl.NDA_DST]))
+
+
 def parse_rule(body: bytes) -> rq.Rule | None:
     """A rule that looks a table up; None for other actions."""
     family, dst_len, src_len, _tos, table, action, _flags = nl.RULE.unpack_from(body)

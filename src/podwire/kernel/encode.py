@@ -106,6 +106,7 @@ NDA_DST: Final = 1
 NDA_LLADDR: Final = 2
 NUD_PERMANENT: Final = 0x80
 NTF_SELF: Final = 0x02
+NTF_PROXY: Final = 0x08
 
 FRA_DST: Final = 1
 FRA_SRC: Final = 2
@@ -234,6 +235,8 @@ def _entry(request: rq.Add | rq.Replace | rq.Delete, resolve: Resolve) -> tuple[
         return RTM_DELROUTE if delete else RTM_NEWROUTE, flags, _route(entry, delete, resolve)
     if isinstance(entry, rq.Neighbour):
         return RTM_DELNEIGH if delete else RTM_NEWNEIGH, flags, _neighbour(entry, resolve)
+    if isinstance(entry, rq.Proxy):
+        return RTM_DELNEIGH if delete else RTM_NEWNEIGH, flags, _proxy(entry, resolve)
     if isinstance(entry, rq.Address):
         return RTM_DELADDR if delete else RTM_NEWADDR, flags, _address(entry, resolve)
     if isinstance(entry, rq.Fdb):
@@ -427,6 +430,11 @@ def _neighbour(n: rq.Neighbour, resolve: Resolve) -> bytes:
     return body + attr(NDA_DST, n.address.packed) + attr(NDA_LLADDR, mac_bytes(n.mac))
 
 
+def _proxy(p: rq.Proxy, resolve: Resolve) -> bytes:
+    body = NDMSG.pack(_family(p.address.version), resolve(p.device), NUD_PERMANENT, NTF_PROXY, 0)
+    return body + attr(NDA_DST, p.address.packed)
+
+
 def _fdb(f: rq.Fdb, resolve: Resolve) -> bytes:
     body = NDMSG.pack(AF_BRIDGE, resolve(f.device), NUD_PERMANENT, NTF_SELF, 0)
     return body + attr(NDA_DST, f.remote.packed) + attr(NDA_LLADDR, mac_bytes(f.mac))
@@ -461,6 +469,11 @@ def _rule(r: rq.Rule) -> bytes:
 def link_query(name: str) -> bytes:
     """The body of a RTM_GETLINK that asks for one link by name."""
     return _ifinfo(0) + _text(IFLA_IFNAME, name)
+
+
+def proxy_query() -> bytes:
+    """The body of a RTM_GETNEIGH that dumps the proxy entries, which others leave out."""
+    return NDMSG.pack(0, 0, 0, NTF_PROXY, 0)
 
 
 def dump_query(kind: int, family: int = 0) -> bytes:

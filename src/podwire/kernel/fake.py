@@ -13,7 +13,7 @@ import contextlib
 import copy
 import errno
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -23,6 +23,7 @@ from podwire.kernel.effects import FlowTable, RouteNetlink, SetElements
 from podwire.kernel.fake_nf import FakeConntrack, FakeNfElements, forget
 from podwire.kernel.fake_rtnl import FakeRtnl, Namespace, remove_link
 from podwire.kernel.iptables import Family
+from podwire.kernel.requests import IPAddress
 
 _FIRST_FD: Final = 1_000_000  # no real descriptor: closing one by mistake must fail
 
@@ -188,6 +189,17 @@ class FakeKernel:
 
     def iptables_save(self, table: str, family: Family = 4, ns: int | None = None) -> str:
         return fake_iptables.save(self.namespace(ns).iptables, table, family)
+
+    def announce(self, device: str, addresses: Iterable[IPAddress], ns: int | None = None) -> None:
+        namespace = self.namespace(ns)
+        wanted = list(addresses)
+        try:
+            link = namespace.find(device)
+        except KernelError as e:
+            raise KernelError(f"announcement on {device}", errno=errno.ENODEV) from e
+        if wanted and not link.up:
+            raise KernelError(f"announcement on {device}", errno=errno.ENETDOWN)
+        namespace.announced += [(device, address) for address in wanted]
 
     def write_sysctls(self, values: Mapping[str, str | int], ns: int | None = None) -> None:
         sysctls = self.namespace(ns).sysctls

@@ -30,7 +30,7 @@ _IPV6_CONNECTED_METRIC: Final = 256
 _Verb: TypeAlias = rq.Add | rq.Replace | rq.Delete
 _K = TypeVar("_K")
 _V = TypeVar("_V")
-_E = TypeVar("_E", rq.Address, rq.Neighbour, rq.Fdb)
+_E = TypeVar("_E", rq.Address, rq.Neighbour, rq.Proxy, rq.Fdb)
 
 
 def _replaced(value: rq.Link, **changes: object) -> rq.Link:
@@ -47,6 +47,7 @@ class Namespace:
     routes: dict[tuple[rq.IPNetwork, int, int], rq.Route] = field(default_factory=dict)
     rules: list[rq.Rule] = field(default_factory=list)
     neighbours: dict[tuple[str, rq.IPAddress], rq.Neighbour] = field(default_factory=dict)
+    proxies: dict[tuple[str, rq.IPAddress], rq.Proxy] = field(default_factory=dict)
     fdb: list[rq.Fdb] = field(default_factory=list)
     tables: dict[tuple[str, str], list[str]] = field(default_factory=dict)
     elements: dict[tuple[str, str, str], dict[nfpack.Key, nfpack.Data]] = field(
@@ -54,6 +55,7 @@ class Namespace:
     )
     generation: int = 1
     flows: list[Flow] = field(default_factory=list)
+    announced: list[tuple[str, rq.IPAddress]] = field(default_factory=list)
     iptables: Tables = field(default_factory=dict)
     sysctls: dict[str, str] = field(default_factory=dict)
     next_index: int = 2
@@ -176,6 +178,11 @@ class FakeRtnl:
             neighbour = _with_device(entry, self._ns)
             key = (str(neighbour.device), neighbour.address)
             _change(request, self._ns.neighbours, key, neighbour)
+        elif isinstance(entry, rq.Proxy):
+            proxy = _with_device(entry, self._ns)
+            # The kernel does not mind adding one twice.
+            ensured = request if isinstance(request, rq.Delete) else rq.Replace(entry)
+            _change(ensured, self._ns.proxies, (str(proxy.device), proxy.address), proxy)
         elif isinstance(entry, rq.Rule):
             self._rule(request, entry)
         else:
@@ -289,6 +296,9 @@ class FakeRtnl:
     def neighbours(self) -> list[rq.Neighbour]:
         return list(self._ns.neighbours.values())
 
+    def proxies(self) -> list[rq.Proxy]:
+        return list(self._ns.proxies.values())
+
     def fdb(self) -> list[rq.Fdb]:
         return list(self._ns.fdb)
 
@@ -361,12 +371,17 @@ def _forget(ns: Namespace, name: str) -> None:
     """Everything that goes with a link: addresses, routes, neighbours, fdb, ports."""
     ns.addresses[:] = [a for a in ns.addresses if a.device != name]
     ns.fdb[:] = [e for e in ns.fdb if e.device != name]
-    for neighbour in [key for key in ns.neighbours if key[0] == name]:
-        del ns.neighbours[neighbour]
+    _drop_neighbours(ns, name)
     _drop_routes(ns, name)
     for index, link in ns.links.items():
         if link.master == name:
             ns.links[index] = _replaced(link, master=None, hairpin=False, isolated=False)
+
+
+def _drop_neighbours(ns: Namespace, name: str) -> None:
+    for table in (ns.neighbours, ns.proxies):
+        for key in [key for key in table if key[0] == name]:
+            del table[key]
 
 
 def _drop_routes(ns: Namespace, name: str) -> None:
@@ -389,8 +404,7 @@ def _set_up(ns: Namespace, index: int, up: bool) -> None:
         ns.addresses[:] = [
             a for a in ns.addresses if a.device != link.name or a.address.version == 4
         ]
-        for key in [key for key in ns.neighbours if key[0] == link.name]:
-            del ns.neighbours[key]
+        _drop_neighbours(ns, link.name)
         return
     if index == 1:
         _add_loopback_addresses(ns)

@@ -294,6 +294,21 @@ class Neighbour(Struct, frozen=True):
         return f"{self.address} lladdr {self.mac} dev {self.device}"
 
 
+class Proxy(Struct, frozen=True):
+    """A proxy neighbour: the device answers ARP or neighbour discovery for an address not its own.
+
+    Needs forwarding (and proxy_ndp for IPv6) on the device, answers only for addresses routed
+    elsewhere, and after a random delay below proxy_delay: set net/ipvX/neigh/DEVICE/proxy_delay
+    to 0. The kernel drops it when the device goes down or loses its carrier.
+    """
+
+    device: Device
+    address: IPAddress
+
+    def __str__(self) -> str:
+        return f"proxy {self.address} dev {self.device}"
+
+
 class Fdb(Struct, frozen=True):
     """A forwarding entry of a VXLAN device: frames to `mac` go to the endpoint `remote`.
 
@@ -308,13 +323,14 @@ class Fdb(Struct, frozen=True):
         return f"{self.mac} dev {self.device} dst {self.remote}"
 
 
-Entry: TypeAlias = Address | Route | Rule | Neighbour | Fdb
+Entry: TypeAlias = Address | Route | Rule | Neighbour | Proxy | Fdb
 
 _NOUNS: Final[dict[type, str]] = {
     Address: "addr",
     Route: "route",
     Rule: "rule",
     Neighbour: "neigh",
+    Proxy: "neigh",
     Fdb: "fdb",
 }
 

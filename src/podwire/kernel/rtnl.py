@@ -145,21 +145,21 @@ class Rtnl(Handle):
         except OSError as e:
             raise KernelError(f"link {name}", errno=e.errno or 0) from e
 
-    def _dump(self, kind: int, family: int = 0) -> list[bytes]:
+    def _dump(self, kind: int, family: int = 0, query: bytes | None = None) -> list[bytes]:
         for _ in range(_DUMP_RETRIES):
-            bodies = self._dump_once(kind, family)
+            bodies = self._dump_once(kind, query or nl.dump_query(kind, family))
             if bodies is not None:
                 return bodies
         raise KernelError("rtnetlink dump: changed under the reader every time", errno=errno.EINTR)
 
-    def _dump_once(self, kind: int, family: int) -> list[bytes] | None:
+    def _dump_once(self, kind: int, query: bytes) -> list[bytes] | None:
         """One dump, or None when the kernel says that it is inconsistent (NLM_F_DUMP_INTR)."""
         self._seq += 1
         flags = nl.NLM_F_REQUEST | nl.NLM_F_DUMP
         bodies: list[bytes] = []
         interrupted = False
         try:
-            self._socket.send(nl.message(kind, flags, self._seq, nl.dump_query(kind, family)))
+            self._socket.send(nl.message(kind, flags, self._seq, query))
             while True:
                 for got, got_flags, seq, body in decode.messages(self._socket.recv(_RECEIVE)):
                     if seq != self._seq:
@@ -207,6 +207,13 @@ class Rtnl(Handle):
     def neighbours(self) -> list[rq.Neighbour]:
         """The permanent neighbour entries."""
         return [e for e in self._entries(0) if isinstance(e, rq.Neighbour)]
+
+    def proxies(self) -> list[rq.Proxy]:
+        """The proxy neighbour entries."""
+        name_of = self._names()
+        bodies = self._dump(nl.RTM_GETNEIGH, query=nl.proxy_query())
+        entries = (decode.parse_proxy(body, name_of) for body in bodies)
+        return [entry for entry in entries if entry is not None]
 
     def fdb(self) -> list[rq.Fdb]:
         """The permanent forwarding entries of VXLAN devices."""

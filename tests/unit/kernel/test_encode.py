@@ -119,6 +119,18 @@ def test_unknown_names_come_from_resolve() -> None:
         nl.encode(rq.SetLink(device="nowhere"), resolve)
 
 
+def test_proxy_message_golden() -> None:
+    proxy = rq.Proxy("eth0", IPv4Address("10.0.0.1"))
+    kind, flags, body = nl.encode(rq.Add(proxy), resolve)
+    assert (kind, flags) == (28, 0x600)
+    # ndmsg: family, padding, index, NUD_PERMANENT, NTF_PROXY, type; what `ip neigh add proxy` sends
+    assert body.hex() == "02000000" + "02000000" + "8000" + "08" + "00" + "080001000a000001"
+    assert decode.parse_proxy(body, NAMES.__getitem__) == proxy
+    assert nl.encode(rq.Delete(proxy), resolve)[:2] == (29, 0)
+    neighbour = nl.encode(rq.Add(rq.Neighbour(2, proxy.address, "0a:58:00:00:00:01")), resolve)[2]
+    assert decode.parse_proxy(neighbour, NAMES.__getitem__) is None
+
+
 def test_requests_read_like_ip() -> None:
     route = rq.Route(
         destination=IPv4Network("10.0.0.0/8"),
@@ -131,6 +143,7 @@ def test_requests_read_like_ip() -> None:
         rq.Delete(rq.Neighbour("eth0", IPv4Address("10.0.0.1"), "0a:58:00:00:00:01")): (
             "neigh del 10.0.0.1 lladdr 0a:58:00:00:00:01 dev eth0"
         ),
+        rq.Add(rq.Proxy("eth0", IPv6Address("fd00::1"))): "neigh add proxy fd00::1 dev eth0",
         rq.Add(rq.Rule(priority=9, table=7, mark=1, mask=1)): (
             "rule add pref 9 from all fwmark 0x1/0x1 lookup 7"
         ),
