@@ -336,6 +336,37 @@ def test_elements_count_packets_in_maps_and_sets() -> None:
         assert elements.dump_counters("ip", "t", "v") == {LOCAL: (4, 4 * 32)}
 
 
+DYNAMIC = """
+table ip t {
+  map m {
+    typeof ip saddr . ip daddr : meta mark
+    flags dynamic,timeout; timeout 3h; size 65535; counter;
+  }
+  chain hit { accept; }
+  chain out {
+    type filter hook output priority 0
+    udp dport != 9000 accept
+    meta mark set ip saddr . ip daddr map @m jump hit
+    meta mark set 7
+    update @m { ip saddr . ip daddr : meta mark }
+  }
+}
+"""
+
+
+def test_a_dynamic_map_counts_and_is_read() -> None:
+    with Rtnl() as rtnl:
+        rtnl.apply([loopback_up()])
+    nft.apply(DYNAMIC)
+    key = ip("127.0.0.1") * 2
+    with NfElements() as elements, udp_socket(9000), udp_socket() as client:
+        for _ in range(3):
+            client.sendto(b"four", ("127.0.0.1", 9000))
+        assert elements.dump("ip", "t", "m") == {key: pack_u32(7)}
+        # One update by the first packet, one look-up by each of the others.
+        assert elements.dump_counters("ip", "t", "m") == {key: (3, 3 * 32)}
+
+
 def test_nat_follows_replaced_data_and_no_flow_is_missed() -> None:
     with_traffic_rules()
     service = pack_ip_port(ip("127.0.0.2"), 80)

@@ -12,8 +12,8 @@ Kernel 6.18, declared as text with nft 1.0.6 (tests/kernel/test_kernel_nfelement
 - verdict maps, data maps, plain and interval sets take elements from here; so do maps with
   `flags dynamic,timeout` (an element added without a timeout of its own gets the map's);
 - `counter;` is valid in the declaration of any of them, maps included, and counts: each element
-  made afterwards has its counter, and a look-up that hits it adds the packet. An element
-  cannot have a counter where the declaration has none.
+  made afterwards has its counter, and a look-up that hits it adds the packet (in a dynamic map or
+  set so does each `update`). An element cannot have a counter where the declaration has none.
 
 Source: include/uapi/linux/netfilter/nf_tables.h, net/netfilter/nf_tables_api.c.
 """
