@@ -38,11 +38,9 @@ DSTNAT: Final = -100
 FILTER: Final = 0
 SRCNAT: Final = 100
 
-# Packet marks. Set on the first packet of a connection on its way through a node, and cleared
-# again where it leaves.
+# The packet mark of the first packet of a connection that must come back through this node; set on
+# its way in, cleared where it leaves. Kube-proxy's bit, so that what knows it keeps working.
 SERVICES_MASQUERADE_MARK: Final = 0x4000
-# With session affinity the other bits hold the backend's number until the packet leaves.
-SERVICES_AFFINITY_MARK: Final = 0xFFFFFFFF ^ SERVICES_MASQUERADE_MARK
 
 MASQUERADE: Final = Hook(
     "cni", "inet", MASQUERADE_TABLE, "postrouting", "postrouting", "nat", SRCNAT

@@ -1,12 +1,18 @@
 """The nftables form of Services: a handful of maps, and one chain per number of backends. Pure.
 
-    prerouting | output -> dispatch -> services: address . protocol . port -> goto CHAIN
-    CHAIN lb-3          -> endpoints: address . protocol . port . (random 0..2) -> backend
+    prerouting | output -> dispatch -> services: address . protocol . port -> number of a chain
+    chains: number      -> goto lb-3
+    lb-3                -> endpoints: address . protocol . port . (random 0..2) -> backend
     postrouting         -> masquerade what must come back through this node
 
 A Service costs elements, never chains or rules: the kernel checks every rule of a table when
-chains change, which makes kube-proxy's chain per Service and endpoint quadratic. Element data is
-what netlink carries (registers as bytes), rules and chains are text.
+chains change, which makes kube-proxy's chain per Service and endpoint quadratic. It does so too
+when an element with a verdict comes, and walks all verdicts of every map then; so `services` holds
+numbers, and the verdicts are in the short maps `chains` and `inner`. Element data is what netlink
+carries (registers as bytes), rules and chains are text.
+
+A packet carries the number, and with affinity its backend's, in its priority (`meta priority`):
+the marks of others stay as they are, and IPv4 forwarding sets the priority anew from the TOS.
 
     chain                what a connection meets there
     lb-N                 one of N backends at random
@@ -38,6 +44,7 @@ from podwire.services.weights import spread
 TABLE: Final = hooks.SERVICES_TABLE
 SERVICES, INTERNAL, ENDPOINTS = "services", "internal", "endpoints"
 BACKEND_IDS, BACKENDS_BY_ID, AFFINITY = "backend-ids", "backends-by-id", "affinity"
+CHAINS, INNER = "chains", "inner"
 VIPS, HAIRPIN, FIREWALLED, ALLOWED = "vips", "hairpin", "firewalled", "allowed"
 SERVICE_CIDRS, CLUSTER_CIDRS = "service-cidrs", "cluster-cidrs"
 REFUSE, NOBODY_LOCAL = "refuse", "local-0"
@@ -54,7 +61,7 @@ INTERNAL_OFFSET: Final = 1 << 16
 _AFFINITY_SIZE: Final = 1 << 18
 _MASQUERADE: Final = hooks.SERVICES_MASQUERADE_MARK
 # The second set's numbers differ, so that a client's remembered backend never crosses over.
-_INTERNAL_ID: Final = 0x8000
+_INTERNAL_ID: Final = 1 << 31
 
 FAMILY_NAMES: Final = {4: "ip", 6: "ip6"}
 _KEY = {4: struct.Struct(">4sB3xH2x"), 16: struct.Struct(">16sB3xH2x")}
@@ -91,13 +98,38 @@ def unpack_index(data: bytes) -> int:
     return int(_INDEX.unpack(data)[0])
 
 
-def backend_id(backend: Backend, *, masquerade: bool, internal: bool) -> int:
-    """The mark that stands for a backend in the affinity map: the same after every restart.
+def backend_id(backend: Backend, *, internal: bool) -> int:
+    """The number that stands for a backend in the affinity map: the same after every restart."""
+    number = zlib.crc32(pack_backend(backend)) & ~_INTERNAL_ID
+    return number | (_INTERNAL_ID if internal else 0)
 
-    The masquerade bit is part of it, because choosing a backend sets the whole mark.
+
+_VARIANTS: Final = ("", "external-", "local-", "-internal")
+_KINDS: Final = {"lb": 0x0, "maglev": 0x10, "maglev-source": 0x20}
+# 1 bit, 2 of the variant, 17 of the timeout (at most 86,400 s), 12 of the number of backends.
+_AFFINITY_CODE: Final = 1 << 31
+MAX_AFFINITY_BACKENDS: Final = (1 << 12) - 1
+
+
+def chain_code(name: str) -> int:
+    """The number of a chain, nft's `major:minor`: lb-3 is 1:3, external-lb-3 is 2:3.
+
+    Made from the name alone, so an agent that starts anew understands what it finds.
     """
-    number = zlib.crc32(pack_backend(backend)) & ~(_MASQUERADE | _INTERNAL_ID)
-    return number | (_MASQUERADE if masquerade else 0) | (_INTERNAL_ID if internal else 0)
+    if name in (REFUSE, NOBODY_LOCAL):
+        return 1 if name == REFUSE else 2
+    variant = next((i for i, v in enumerate(_VARIANTS) if v and v in name), 0)
+    plain = name.removeprefix(_VARIANTS[1]).removeprefix(_VARIANTS[2]).removesuffix(_VARIANTS[3])
+    kind, _, count = plain.rpartition("-")
+    if kind.startswith("affinity-"):
+        timeout = int(kind.removeprefix("affinity-"))
+        return _AFFINITY_CODE | variant << 29 | timeout << 12 | int(count)
+    return (_KINDS[kind] + variant + 1) << 16 | int(count)
+
+
+def format_code(code: int) -> str:
+    """As nft prints a priority: two hexadecimal halves."""
+    return f"{code >> 16:x}:{code & 0xFFFF:x}"
 
 
 # --- chains -----------------------------------------------------------------------------------
@@ -117,15 +149,14 @@ def render_frontend(
     frontend: Frontend, before: Rendered | None = None, *, keep_places: bool = True
 ) -> Rendered:
     """The frontend's verdicts and slots; backends keep their places in `before` where they can."""
-    slots = _slots(frontend, frontend.backends, before.slots if before and keep_places else ())
+    former = before if before and keep_places else Rendered("")
+    slots = _slots(frontend, frontend.backends, former.slots)
     if frontend.internal is None:
         if not slots:
             return Rendered(REFUSE if frontend.empty == "refuse" else NOBODY_LOCAL)
         chain = _chain(frontend, len(slots))
         return Rendered(f"external-{chain}" if frontend.masquerade else chain, slots)
-    internal = _slots(
-        frontend, frontend.internal, before.internal if before and keep_places else ()
-    )
+    internal = _slots(frontend, frontend.internal, former.internal)
     inner = f"{_chain(frontend, len(internal))}-internal" if internal else REFUSE
     if not slots:
         outer = REFUSE if frontend.empty == "refuse" else NOBODY_LOCAL
@@ -140,7 +171,10 @@ def _slots(
         return ()
     if frontend.balancing != "random" and not frontend.affinity_s:
         return tuple(fill_table(backends, frontend.weights))
-    return keep_slots(spread(backends, frontend.weights), before)
+    chosen = spread(backends, frontend.weights)
+    if frontend.affinity_s:
+        del chosen[MAX_AFFINITY_BACKENDS:]
+    return keep_slots(chosen, before)
 
 
 def keep_slots(wanted: Sequence[Backend], before: Sequence[Backend]) -> tuple[Backend, ...]:
@@ -167,10 +201,6 @@ def _chain(frontend: Frontend, count: int) -> str:
     if frontend.affinity_s:
         return f"affinity-{frontend.affinity_s}-{count}"
     return f"{'lb' if frontend.balancing == 'random' else frontend.balancing}-{count}"
-
-
-def uses_affinity(verdict: str) -> bool:
-    return "affinity-" in verdict
 
 
 # --- text -------------------------------------------------------------------------------------
@@ -232,9 +262,10 @@ def needed_chains(verdict: str) -> list[str]:
 
 def _local_rules(inner: str, words: Words) -> list[str]:
     """Clients in the cluster are not subject to externalTrafficPolicy (KEP-1669, k/k proxier)."""
+    inside = f"meta priority set {words.key} map @{INTERNAL} meta priority vmap @{INNER}"
     rules = [
-        f"{words.saddr} @{CLUSTER_CIDRS} {words.key} vmap @{INTERNAL}",
-        f"fib saddr type local {words.key} vmap @{INTERNAL}",
+        f"{words.saddr} @{CLUSTER_CIDRS} {inside}",
+        f"fib saddr type local {inside}",
     ]
     if inner == "0":
         return [*rules, 'counter name "no-local-endpoints" drop']
@@ -248,12 +279,12 @@ def _affinity_rules(timeout_s: int, choice: str, words: Words) -> list[str]:
     deleted before another is remembered.
     """
     client = words.client
-    remember = f"update @{AFFINITY} {{ {client} timeout {timeout_s}s : meta mark }}"
-    lookup = f"{words.dnat} {words.key} . meta mark map @{BACKENDS_BY_ID}"
+    remember = f"update @{AFFINITY} {{ {client} timeout {timeout_s}s : meta priority }}"
+    lookup = f"{words.dnat} {words.key} . meta priority map @{BACKENDS_BY_ID}"
     return [
-        f"meta mark set {client} map @{AFFINITY} {remember} {lookup}",
-        f"delete @{AFFINITY} {{ {client} : meta mark }}",
-        f"meta mark set {words.key} . numgen random {choice} map @{BACKEND_IDS}",
+        f"meta priority set {client} map @{AFFINITY} {remember} {lookup}",
+        f"delete @{AFFINITY} {{ {client} : meta priority }}",
+        f"meta priority set {words.key} . numgen random {choice} map @{BACKEND_IDS}",
         remember,
         lookup,
     ]
@@ -274,7 +305,18 @@ def render_base(version: int) -> str:
     for name, rules in chains.items():
         lines.append(f"flush chain {table} {name}")
         lines += [f"add rule {table} {name} {rule}" for rule in rules]
+    lines += _numbered(table, (REFUSE, NOBODY_LOCAL))
+    lines += _numbered(table, (REFUSE,), INNER)
     return "\n".join(lines) + "\n"
+
+
+def _numbered(table: str, names: Iterable[str], where: str = CHAINS) -> list[str]:
+    """The chains' elements. Those behind `local-` are apart: a map that leads to the chain which
+    asks it would be a loop."""
+    return [
+        f"add element {table} {where} {{ {format_code(chain_code(name))} : goto {name} }}"
+        for name in names
+    ]
 
 
 def _declarations(words: Words, table: str) -> list[str]:
@@ -290,13 +332,15 @@ def _declarations(words: Words, table: str) -> list[str]:
         f"set {table} {HAIRPIN} {{ typeof {words.saddr} . {words.daddr}; }}",
         f"set {table} {FIREWALLED} {{ typeof {key}; }}",
         f"set {table} {ALLOWED} {{ typeof {key} . {words.saddr}; flags interval; }}",
-        f"map {table} {SERVICES} {{ typeof {key} : verdict; counter; }}",
-        f"map {table} {INTERNAL} {{ typeof {key} : verdict; }}",
+        f"map {table} {SERVICES} {{ typeof {key} : meta priority; counter; }}",
+        f"map {table} {INTERNAL} {{ typeof {key} : meta priority; }}",
+        f"map {table} {CHAINS} {{ typeof meta priority : verdict; }}",
+        f"map {table} {INNER} {{ typeof meta priority : verdict; }}",
         f"map {table} {ENDPOINTS} {{ typeof {key} . {index} : {backend}; counter; }}",
-        f"map {table} {BACKEND_IDS} {{ typeof {key} . {index} : meta mark; }}",
-        f"map {table} {BACKENDS_BY_ID} {{ typeof {key} . meta mark : {backend}; counter; }}",
+        f"map {table} {BACKEND_IDS} {{ typeof {key} . {index} : meta priority; }}",
+        f"map {table} {BACKENDS_BY_ID} {{ typeof {key} . meta priority : {backend}; counter; }}",
         (
-            f"map {table} {AFFINITY} {{ typeof {words.client_type} : meta mark; "
+            f"map {table} {AFFINITY} {{ typeof {words.client_type} : meta priority; "
             f"flags dynamic,timeout; size {_AFFINITY_SIZE}; }}"
         ),
     ]
@@ -314,7 +358,7 @@ def _base_chains(words: Words) -> dict[str, list[str]]:
                 f"{words.key} @{FIREWALLED} {words.key} . {words.saddr} != @{ALLOWED} "
                 'counter name "source-ranges" drop'
             ),
-            f"{words.key} vmap @{SERVICES}",
+            f"meta priority set {words.key} map @{SERVICES} meta priority vmap @{CHAINS}",
             f"{words.daddr} @{VIPS} goto {REFUSE}",
             f'{words.daddr} @{SERVICE_CIDRS} counter name "unallocated" drop',
         ],
@@ -365,4 +409,5 @@ def render_chains(names: Iterable[str], version: int) -> str:
     for name in names:
         lines += [f"add chain {table} {name}", f"flush chain {table} {name}"]
         lines += [f"add rule {table} {name} {rule}" for rule in render_chain(name, version)]
+        lines += _numbered(table, (name,), INNER if name.endswith("-internal") else CHAINS)
     return "\n".join(lines) + "\n" if lines else ""

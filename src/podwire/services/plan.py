@@ -15,12 +15,13 @@ or something else touched the tables, `adopt` and `mend` start from what the ker
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, TypeAlias
 
-from podwire.kernel.nfpack import Change, Data, Goto, Key
+from podwire.kernel.nfpack import Change, Data, Key
 from podwire.services import nftables as nf
 from podwire.services.claims import Claims
 from podwire.services.endpoints import Backend
@@ -116,7 +117,8 @@ class Ruleset:
         """What leads from the last plan to what should be now; the state moves on."""
         steps = (_Step(), _Step(), _Step())
         new_chains: dict[int, list[str]] = {4: [], 6: []}
-        vips, hairpins = Counter(self._vips), Counter(self._hairpins)
+        vips: Counter[bytes] = Counter()
+        hairpins: Counter[bytes] = Counter()
         for key in self._claims.take_touched():
             before, after = self._installed.get(key), self._next(key)
             if before is None and after is None:
@@ -131,7 +133,6 @@ class Ruleset:
                 self._want_chains(_version(key), after.rendered, new_chains)
         self._addresses(nf.VIPS, self._vips, vips, steps)
         self._addresses(nf.HAIRPIN, self._hairpins, hairpins, steps)
-        self._vips, self._hairpins = +vips, +hairpins
         changes = tuple(found for step in steps if (found := step.changes()))
         return Plan({v: tuple(names) for v, names in new_chains.items() if names}, changes)
 
@@ -171,17 +172,19 @@ class Ruleset:
 
     @staticmethod
     def _addresses(
-        name: str, before: Counter[bytes], after: Counter[bytes], steps: Sequence[_Step]
+        name: str, users: Counter[bytes], changes: Counter[bytes], steps: Sequence[_Step]
     ) -> None:
-        if before == after:
-            return
-        double = name == nf.HAIRPIN
-        for ip in after.keys() | before.keys():
+        """Count who uses an address; the first makes the element, the last takes it away."""
+        for ip, change in changes.items():
+            before = users[ip]
+            users[ip] = after = before + change
+            if not after:
+                del users[ip]
             place = (4 if len(ip) == 4 else 6, name)
-            key = ip + ip if double else ip
-            if after[ip] > 0 and before[ip] <= 0:
+            key = ip + ip if name == nf.HAIRPIN else ip
+            if after and not before:
                 steps[GROW].put(place, key, None)
-            elif after[ip] <= 0 and before[ip] > 0:
+            elif before and not after:
                 steps[SHRINK].remove(place, key)
 
     # --- beginning from what the kernel says ------------------------------------------------------
@@ -265,7 +268,7 @@ def _set_difference(
 def frontend_elements(frontend: Frontend, rendered: Rendered) -> dict[str, dict[Key, Data]]:
     """All elements one frontend has in the maps, by set."""
     base = nf.pack_key(frontend.key)
-    found: dict[str, dict[Key, Data]] = {nf.SERVICES: {base: goto(rendered.verdict)}}
+    found: dict[str, dict[Key, Data]] = {nf.SERVICES: {base: _number(rendered.verdict)}}
     endpoints: dict[Key, Data] = {}
     for offset, slots in ((0, rendered.slots), (nf.INTERNAL_OFFSET, rendered.internal)):
         for index, backend in enumerate(slots, offset):
@@ -275,22 +278,16 @@ def frontend_elements(frontend: Frontend, rendered: Rendered) -> dict[str, dict[
     else:
         found[nf.ENDPOINTS] = endpoints
     if rendered.internal_verdict:
-        found[nf.INTERNAL] = {base: goto(rendered.internal_verdict)}
+        found[nf.INTERNAL] = {base: _number(rendered.internal_verdict)}
     if frontend.ranges is not None:
         found[nf.FIREWALLED] = {base: None}
         found[nf.ALLOWED] = {(base + low, base + high): None for low, high in frontend.ranges}
     return found
 
 
-_GOTOS: dict[str, Goto] = {}
-
-
-def goto(chain: str) -> Goto:
-    """One shared value per chain: chains are few and elements many."""
-    found = _GOTOS.get(chain)
-    if found is None:
-        found = _GOTOS[chain] = Goto(chain)
-    return found
+@functools.cache
+def _number(chain: str) -> bytes:
+    return nf.pack_index(nf.chain_code(chain))
 
 
 def _numbers(
@@ -301,9 +298,7 @@ def _numbers(
     for internal, slots in ((False, rendered.slots), (True, rendered.internal)):
         offset = nf.INTERNAL_OFFSET if internal else 0
         for index, backend in enumerate(slots, offset):
-            number = nf.pack_index(
-                nf.backend_id(backend, masquerade=frontend.masquerade, internal=internal)
-            )
+            number = nf.pack_index(nf.backend_id(backend, internal=internal))
             by_index[base + nf.pack_index(index)] = number
             by_number[base + number] = nf.pack_backend(backend)
     return by_index, by_number

@@ -9,12 +9,12 @@ It knows nothing of Services: only what each nft expression means. So it can dis
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
 from podwire.kernel.hooks import SERVICES_MASQUERADE_MARK
-from podwire.kernel.nfpack import Data, Key, Verdict
+from podwire.kernel.nfpack import Data, Key
 from podwire.services import nftables as nf
 from podwire.services.endpoints import Backend
 from podwire.services.evaluate import Packet, within
@@ -40,6 +40,7 @@ class Walk:
 class _State:
     packet: Packet
     mark: int = 0
+    number: int = 0
     path: list[str] = field(default_factory=list)
 
 
@@ -65,6 +66,7 @@ class CompiledRuleset:
         sets: Sets,
         service_cidrs: tuple[Network, ...],
         cluster_cidrs: tuple[Network, ...],
+        chains: Iterable[str] = (),
     ) -> None:
         self._words = nf.Words(version)
         self._sets = sets
@@ -74,6 +76,13 @@ class CompiledRuleset:
             nf.CLUSTER_CIDRS: _pairs(cluster_cidrs, version),
         }
         self._version = version
+        outer = [nf.REFUSE, nf.NOBODY_LOCAL]
+        self._chains = {
+            nf.CHAINS: {
+                nf.chain_code(n): n for n in (*chains, *outer) if not n.endswith("-internal")
+            },
+            nf.INNER: {nf.chain_code(n): n for n in (*chains, nf.REFUSE) if _inner(n)},
+        }
 
     def walk(self, packet: Packet) -> Walk:
         """The first packet of a connection through prerouting or output, then postrouting."""
@@ -131,6 +140,7 @@ class CompiledRuleset:
         acts: tuple[_Act, ...] = (
             self._not_allowed,
             self._firewalled,
+            self._number,
             self._vmap,
             self._remembered,
             self._mark_by_index,
@@ -167,10 +177,17 @@ class CompiledRuleset:
             if low[: len(base)] == base and low[len(base) :] <= src <= high[len(base) :]:
                 raise _MismatchError
 
+    def _number(self, found: re.Match[str], state: _State) -> None:
+        data = self._sets[found[1]].get(self._key(state.packet))
+        _require(isinstance(data, bytes))
+        assert isinstance(data, bytes)
+        state.number = nf.unpack_index(data)
+
     def _vmap(self, found: re.Match[str], state: _State) -> None:
-        verdict = self._sets[found[1]].get(self._key(state.packet))
-        _require(isinstance(verdict, Verdict))
-        self._go(str(verdict).removeprefix("goto "), state)
+        chain = self._chains[found[1]].get(state.number)
+        _require(chain is not None)
+        assert chain is not None
+        self._go(chain, state)
 
     def _go(self, chain: str, state: _State) -> None:
         """`goto`: what comes after in this chain is not seen any more."""
@@ -183,7 +200,6 @@ class CompiledRuleset:
     def _mark_by_index(self, found: re.Match[str], state: _State) -> None:
         """Affinity: every backend there is a number for may be chosen."""
         base = self._key(state.packet)
-        state.mark = -1
         self._chosen = [
             self._sets[nf.BACKEND_IDS].get(base + nf.pack_index(index))
             for index in _indexes(found["index"])
@@ -193,15 +209,12 @@ class CompiledRuleset:
     def _dnat_by_mark(self, found: re.Match[str], state: _State) -> None:
         base = self._key(state.packet)
         backends = set()
-        masks = set()
         for number in self._chosen:
             assert isinstance(number, bytes)
-            masks.add(nf.unpack_index(number) & SERVICES_MASQUERADE_MARK)
             data = self._sets[nf.BACKENDS_BY_ID].get(base + number)
             _require(isinstance(data, bytes))
             assert isinstance(data, bytes)
             backends.add(nf.unpack_backend(data))
-        (state.mark,) = masks  # one frontend's numbers agree about masquerade
         raise _WalkEndError("dnat", frozenset(backends))
 
     def _dnat(self, found: re.Match[str], state: _State) -> None:
@@ -261,10 +274,11 @@ def _cached_patterns(key: str, saddr: str, daddr: str, client: str) -> tuple[re.
     texts = (
         rf"{key} \. {saddr} != @{nf.ALLOWED}",
         rf"{key} @{nf.FIREWALLED}",
-        rf"{key} vmap @(\S+)",
-        rf"(?:meta mark set {client} map|update|delete) @{nf.AFFINITY}[^}}]*(?:}}.*)?$",
-        rf"meta mark set {key} \. (?P<index>.+) map @{nf.BACKEND_IDS}",
-        rf"dnat \S+ to {key} \. meta mark map @{nf.BACKENDS_BY_ID}",
+        rf"meta priority set {key} map @(\S+)",
+        r"meta priority vmap @(\S+)",
+        rf"(?:meta priority set {client} map|update|delete) @{nf.AFFINITY}[^}}]*(?:}}.*)?$",
+        rf"meta priority set {key} \. (?P<index>.+) map @{nf.BACKEND_IDS}",
+        rf"dnat \S+ to {key} \. meta priority map @{nf.BACKENDS_BY_ID}",
         rf"dnat \S+ to {key} \. (?P<index>.+) map @{nf.ENDPOINTS}",
         rf"{saddr} @(\S+)",
         rf"{daddr} @(\S+)",
@@ -279,6 +293,10 @@ def _cached_patterns(key: str, saddr: str, daddr: str, client: str) -> tuple[re.
         r"$",
     )
     return tuple(re.compile(text) for text in texts)
+
+
+def _inner(chain: str) -> bool:
+    return chain.endswith("-internal") or chain == nf.REFUSE
 
 
 def _parse_base(text: str) -> dict[str, list[str]]:

@@ -59,17 +59,24 @@ class Kernel:
         return {name: self.sets.get((version, name), {}) for name in SETS}
 
     def check_nothing_dangles(self) -> None:
-        """Every verdict's chain is there, and every index it can draw has a backend."""
+        """Every number's chain is there, and every index it can draw has a backend."""
         for version in (4, 6):
-            ruleset = CompiledRuleset(version, self.family(version), SERVICE_CIDRS, CLUSTER_CIDRS)
+            chains = self.chains[version]
+            ruleset = CompiledRuleset(
+                version, self.family(version), SERVICE_CIDRS, CLUSTER_CIDRS, chains
+            )
+            names = {
+                nf.pack_index(nf.chain_code(name)): name
+                for name in (*chains, nf.REFUSE, nf.NOBODY_LOCAL)
+            }
             for name in (nf.SERVICES, nf.INTERNAL):
-                for key, verdict in self.sets.get((version, name), {}).items():
+                for key, number in self.sets.get((version, name), {}).items():
                     assert isinstance(key, bytes)
-                    chain = str(verdict).removeprefix("goto ")
-                    for needed in nf.needed_chains(chain):
-                        assert needed in self.chains[version]
-                    if nf.needed_chains(chain):
-                        ruleset.check_chain(nf.needed_chains(chain)[0], key)
+                    assert isinstance(number, bytes)
+                    needed = nf.needed_chains(names[number])
+                    assert set(needed) <= chains
+                    if needed:
+                        ruleset.check_chain(needed[0], key)
 
 
 def fill(claims: Claims, world: World) -> None:
@@ -93,7 +100,13 @@ def test_a_walk_over_the_ruleset_ends_where_the_meaning_says(world: World) -> No
     kernel.apply(ruleset.plan())
     frontends = claims.frontends
     compiled_rulesets = {
-        version: CompiledRuleset(version, kernel.family(version), SERVICE_CIDRS, CLUSTER_CIDRS)
+        version: CompiledRuleset(
+            version,
+            kernel.family(version),
+            SERVICE_CIDRS,
+            CLUSTER_CIDRS,
+            kernel.chains[version],
+        )
         for version in (4, 6)
     }
     packets = [
