@@ -44,8 +44,12 @@ class ServiceBackend(Protocol):
 
     name: str
 
-    def open(self, ranges: Ranges) -> None:
-        """Make what is there without any Service, and take over what an earlier agent left."""
+    def open(self, ranges: Ranges) -> bool:
+        """Make what is there without any Service, and take over what an earlier agent left.
+
+        True when there was nothing: then what is claimed may be committed piece by piece. Else the
+        whole is claimed first, and `mend` sends the difference.
+        """
 
     def set_ranges(self, ranges: Ranges) -> None: ...
 
@@ -87,10 +91,12 @@ class NftablesBackend:
     def ruleset(self) -> Ruleset:
         return self._ruleset
 
-    def open(self, ranges: Ranges) -> None:
+    def open(self, ranges: Ranges) -> bool:
         self._ranges = ranges
         self._make_base()
-        self._ruleset.adopt(self._dump())
+        found = self._dump()
+        self._ruleset.adopt(found)
+        return not any(found.values())
 
     def _make_base(self) -> None:
         """The table; one of an older podwire whose maps have other types is made anew."""

@@ -184,7 +184,7 @@ class ServiceAgent:
         """Everything that is known, in portions; the loop runs between them."""
         while True:
             try:
-                self.backend.open(self._ranges())
+                fresh = self.backend.open(self._ranges())
                 break
             except KernelError as error:
                 _LOG.error("services: no table: %s; trying again", error)
@@ -193,10 +193,14 @@ class ServiceAgent:
         owners = sorted(self._dirty, key=self._urgency)
         self._dirty.clear()
         for start in range(0, len(owners), _PORTION):
-            self._program(owners[start : start + _PORTION])
+            if fresh:
+                self._program(owners[start : start + _PORTION])
+            else:
+                self._resume(owners[start : start + _PORTION])
             await asyncio.sleep(0)
-        # What an earlier agent programmed and nobody wants any more goes only now.
-        self._try_mend()
+        if not fresh:
+            # An earlier agent's elements serve until all is known; then only differences are sent.
+            self._try_mend()
         self._clean()
         self.synced.set()
 
@@ -266,6 +270,13 @@ class ServiceAgent:
         for owner, programmed in fresh.items():
             self._remember(owner, programmed)
         self._note_flows(before, fresh)
+
+    def _resume(self, owners: list[Owner]) -> None:
+        """Compile only: the kernel has an earlier agent's state, and is compared as a whole."""
+        for owner in owners:
+            programmed = self._compile(owner)
+            self._set(owner, programmed)
+            self._remember(owner, programmed)
 
     def _set(self, owner: Owner, programmed: Programmed | None) -> None:
         frontends = programmed.compiled.frontends if programmed else ()
