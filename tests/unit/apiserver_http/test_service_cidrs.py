@@ -1,4 +1,4 @@
-"""ServiceCIDRs and IPAddresses: ranges that come and go; what mends a torn relation (KEP-1880)."""
+"""ServiceCIDRs and IPAddresses: ranges that come and go, what mends a torn relation (KEP-1880)."""
 
 from __future__ import annotations
 
