@@ -454,7 +454,15 @@ def test_services_are_created_and_shown(cluster: Cluster) -> None:
     )
     assert "Invalid value: 1: provided port is not in the valid range" in told
     lines = cluster.run("get", "svc", "-o", "wide").splitlines()
-    assert lines[0].split() == "NAME TYPE CLUSTER-IP EXTERNAL-IP PORT(S) AGE SELECTOR".split()
+    assert lines[0].split() == [
+        "NAME",
+        "TYPE",
+        "CLUSTER-IP",
+        "EXTERNAL-IP",
+        "PORT(S)",
+        "AGE",
+        "SELECTOR",
+    ]
     shown = {row[0]: row for row in (line.split() for line in lines[1:])}
     assert shown["a"][1:5] == ["ClusterIP", "10.96.1.1", "<none>", "80/TCP"]
     assert shown["a"][6] == "app=a"
