@@ -143,6 +143,8 @@ WATCHED = (
     kinds.CONFIG_MAP,
     kinds.SERVICE_ACCOUNT,
     kinds.DISRUPTION_BUDGET,
+    kinds.SERVICE_CIDR,
+    kinds.IP_ADDRESS,
 )
 
 
@@ -545,6 +547,32 @@ async def test_node_ranges_come_from_the_cluster_cidr(world: World) -> None:
     await world.until(lambda: world.node("node-1") is None)
     await world.add_node("node-5")
     await world.until(lambda: world.node("node-5").spec.pod_cidr == "10.244.3.0/24")
+
+
+async def test_a_service_range_is_held_while_a_service_needs_it(world: World) -> None:
+    """As upstream's e2e "ServiceCIDR API operations": from creation to the last address."""
+
+    def ready() -> str:
+        found = world.get(kinds.SERVICE_CIDR, "more")
+        return found.status.conditions[0].status if found and found.status.conditions else ""
+
+    spec = {"cidrs": ["10.97.0.0/28"]}
+    await world.api.create(kinds.SERVICE_CIDR, {"metadata": {"name": "more"}, "spec": spec})
+    await world.until(lambda: ready() == "True")
+    service = {
+        "metadata": {"name": "s"},
+        "spec": {"clusterIP": "10.97.0.3", "ports": [{"port": 80}], "selector": {"a": "b"}},
+    }
+    await world.api.create(kinds.SERVICE, service, "default")
+    await world.until(lambda: world.get(kinds.IP_ADDRESS, "10.97.0.3"))
+    await world.api.delete(kinds.IP_ADDRESS, "10.97.0.3")
+    await world.until(lambda: world.get(kinds.IP_ADDRESS, "10.97.0.3") is None)
+    await world.until(lambda: world.get(kinds.IP_ADDRESS, "10.97.0.3"))
+    await world.api.delete(kinds.SERVICE_CIDR, "more")
+    await world.until(lambda: ready() == "False")
+    await world.api.delete(kinds.SERVICE, "s", "default")
+    await world.until(lambda: world.get(kinds.SERVICE_CIDR, "more") is None)
+    assert world.get(kinds.IP_ADDRESS, "10.97.0.3") is None
 
 
 async def test_silent_node_is_tainted_evicted_and_comes_back(tmp_path: Path) -> None:

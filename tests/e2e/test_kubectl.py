@@ -405,3 +405,116 @@ def test_custom_kind(cluster: Cluster) -> None:
     cluster.run("delete", "crd", "gizmos.example.com")
     gone = cluster.run("get", "gizmos", check=False)
     assert re.search("doesn't have a resource type|could not find the requested resource", gone)
+
+
+# -- Services ------------------------------------------------------------------------------------
+
+SERVICES = "/api/v1/namespaces/default/services"
+SLICE = """
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: web-1, labels: {kubernetes.io/service-name: web}}
+addressType: IPv4
+endpoints: [{addresses: [10.244.1.7]}]
+ports: [{name: http, port: 8080}]
+"""
+ENDPOINTS = """
+apiVersion: v1
+kind: Endpoints
+metadata: {name: web}
+subsets: [{addresses: [{ip: 10.244.1.7}], ports: [{name: http, port: 8080}]}]
+"""
+BALANCED = """
+apiVersion: v1
+kind: Service
+metadata: {name: web}
+spec:
+  type: LoadBalancer
+  externalTrafficPolicy: Local
+  loadBalancerSourceRanges: [203.0.113.0/24]
+  sessionAffinity: ClientIP
+  selector: {app: web}
+  ports: [{name: http, port: 80, targetPort: 8080, nodePort: 30080}]
+"""
+CREATED = {
+    "clusterip a --tcp=80:8080": "service/a created",
+    "clusterip b --clusterip=None": "service/b created",
+    "nodeport c --tcp=80 --node-port=30081": "service/c created",
+    "loadbalancer d --tcp=80:http": "service/d created",
+    "externalname e --external-name=a.example.com": "service/e created",
+}
+
+
+@pytest.mark.usefixtures("needs_recent")
+def test_services_are_created_and_shown(cluster: Cluster) -> None:
+    for words, said in CREATED.items():
+        assert cluster.run("create", "service", *words.split()).strip() == said
+    told = cluster.run(
+        "create", "service", "nodeport", "f", "--tcp=1", "--node-port=1", check=False
+    )
+    assert "Invalid value: 1: provided port is not in the valid range" in told
+    lines = cluster.run("get", "svc", "-o", "wide").splitlines()
+    assert lines[0].split() == [
+        "NAME",
+        "TYPE",
+        "CLUSTER-IP",
+        "EXTERNAL-IP",
+        "PORT(S)",
+        "AGE",
+        "SELECTOR",
+    ]
+    shown = {row[0]: row for row in (line.split() for line in lines[1:])}
+    assert shown["a"][1:5] == ["ClusterIP", "10.96.1.1", "<none>", "80/TCP"]
+    assert shown["a"][6] == "app=a"
+    assert shown["b"][1:4] == ["ClusterIP", "None", "<none>"]
+    assert (shown["c"][1], shown["c"][4]) == ("NodePort", "80:30081/TCP")
+    assert (shown["d"][1], shown["d"][3]) == ("LoadBalancer", "<pending>")
+    assert shown["e"][1:5] == ["ExternalName", "<none>", "a.example.com", "<none>"]
+    assert "services/default/a" in cluster.run("get", "ipaddresses")
+    assert "10.96.0.0/16" in cluster.run("get", "servicecidrs")
+
+
+@pytest.mark.usefixtures("needs_recent")
+def test_a_service_is_exposed_described_and_changed(cluster: Cluster) -> None:
+    cluster.run("apply", "-f", "-", stdin=DEPLOYMENT)
+    assert "exposed" in cluster.run("expose", "deployment", "web", "--name=plain", "--port=80")
+    told = cluster.run("apply", "-f", "-", stdin=BALANCED)
+    assert "service/web created" in told
+    cluster.run("apply", "-f", "-", stdin=SLICE)
+    assert "EndpointSlice" in cluster.run("apply", "-f", "-", stdin=ENDPOINTS), "a Warning"
+    ingress = {"loadBalancer": {"ingress": [{"ip": "203.0.113.9"}]}}
+    cluster.set_status(f"{SERVICES}/web", ingress)
+    event = {
+        "apiVersion": "v1",
+        "kind": "Event",
+        "metadata": {"name": "web.1"},
+        "involvedObject": {"kind": "Service", "namespace": "default", "name": "web"},
+        "reason": "EnsuredLoadBalancer",
+        "message": "Ensured load balancer",
+        "type": "Normal",
+        "source": {"component": "service-controller"},
+    }
+    event["involvedObject"]["uid"] = cluster.api("GET", f"{SERVICES}/web")["metadata"]["uid"]  # type: ignore[index]
+    cluster.api("POST", "/api/v1/namespaces/default/events", event)
+    described = cluster.run("describe", "svc", "web")
+    facts = dict(re.findall(r"^([A-Z][^:\n]+): +(.*)$", described, re.MULTILINE))
+    assert facts["Endpoints"] == "10.244.1.7:8080"
+    assert facts["Selector"] == "app=web"
+    assert facts["NodePort"] == "http  30080/TCP"
+    assert facts["Session Affinity"] == "ClientIP"
+    assert facts["External Traffic Policy"] == "Local"
+    assert facts["LoadBalancer Ingress"].startswith("203.0.113.9")
+    assert facts["HealthCheck NodePort"].isdigit()
+    assert "Ensured load balancer" in described
+    again = cluster.run("apply", "-f", "-", stdin=BALANCED)
+    assert "service/web unchanged" in again
+    plain = BALANCED.replace("LoadBalancer", "ClusterIP").replace(", nodePort: 30080", "")
+    plain = re.sub(r"  (external|loadBalancer).*\n", "", plain)
+    assert "service/web configured" in cluster.run("apply", "-f", "-", stdin=plain)
+    spec = cluster.api("GET", f"{SERVICES}/web")["spec"]
+    assert "nodePort" not in spec["ports"][0]
+    assert "healthCheckNodePort" not in spec
+    refused = cluster.run(
+        "patch", "svc", "web", "-p", '{"spec":{"clusterIP":"10.96.0.9"}}', check=False
+    )
+    assert "may not change once set" in refused

@@ -28,10 +28,12 @@ from podwire.apiserver.service_families import (
     Spec,
     addresses_of,
     drop_dependent,
+    exposes_nodes,
     init_families,
     keep_allocated,
     needs_cluster_ip,
     needs_health_check,
+    node_ports_of,
     normalize,
     ports_of,
     unchanged_prefer_dual_stack,
@@ -158,16 +160,17 @@ class Claim:
 
     def _node_ports(self) -> None:
         spec, old = self._spec, self._old
-        if spec.get("type") in ("NodePort", "LoadBalancer"):
+        if exposes_nodes(spec):
             if old is None:
                 self._new_node_ports()
             else:
                 self._changed_node_ports(old)
         if old is None:
             return
-        kept = _numbers(spec) if spec.get("type") in ("NodePort", "LoadBalancer") else set()
-        for number in sorted(_numbers(old) - kept):
-            self._pool.release_port(number, self._owner, self._reservation)
+        kept = node_ports_of(spec)
+        for number in node_ports_of(old):
+            if number not in kept:
+                self._pool.release_port(number, self._owner, self._reservation)
 
     def _new_node_ports(self) -> None:
         """One number may serve one port number in several protocols (`initNodePorts`)."""
@@ -189,7 +192,7 @@ class Claim:
                 self._take_port(index, port["nodePort"])
 
     def _changed_node_ports(self, old: Spec) -> None:
-        mine = _numbers(old)
+        mine = set(node_ports_of(old))
         for index, port in enumerate(self._spec.get("ports") or ()):
             number = port.get("nodePort")
             if number and number not in mine:
@@ -230,10 +233,6 @@ class Claim:
         elif old is not None and needed and not needs_health_check(spec):
             number = old.get("healthCheckNodePort") or 0
             self._pool.release_port(number, self._owner, self._reservation)
-
-
-def _numbers(spec: Spec) -> set[int]:
-    return {port["nodePort"] for port in spec.get("ports") or () if port.get("nodePort")}
 
 
 def _asked_for(port: JsonObject, ports: list[JsonObject]) -> int:

@@ -60,9 +60,15 @@ def addresses_of(spec: Spec) -> list[str]:
     return list(spec.get("clusterIPs") or ())
 
 
+def node_ports_of(spec: Spec) -> list[int]:
+    """None for types without: what an ExternalName Service names is not its own."""
+    ports = (spec.get("ports") or ()) if exposes_nodes(spec) else ()
+    return list(dict.fromkeys(port["nodePort"] for port in ports if port.get("nodePort")))
+
+
 def ports_of(spec: Spec) -> list[int]:
     """Every number of the node port range a Service has, each once."""
-    ports = [port["nodePort"] for port in spec.get("ports") or () if port.get("nodePort")]
+    ports = node_ports_of(spec)
     if needs_health_check(spec) and spec.get("healthCheckNodePort"):
         ports.append(spec["healthCheckNodePort"])
     return list(dict.fromkeys(ports))

@@ -172,7 +172,7 @@ class _Batch:
     """What was staged since the last commit; `latest` is what the next staged write builds on."""
 
     events: list[tuple[Table, Event]] = field(default_factory=list)
-    latest: dict[tuple[str, Key], Record | None] = field(default_factory=dict)
+    latest: dict[str, dict[Key, Record | None]] = field(default_factory=dict)
     undo: list[Callable[[], None]] = field(default_factory=list)
 
 
@@ -223,14 +223,17 @@ class Store:
 
     def latest(self, table: Table, key: Key) -> Record | None:
         """The newest version, staged ones included: what a *write* must build on."""
-        return self._batch.latest.get((table.name, key), table.records.get(key))
+        staged = self._batch.latest.get(table.name)
+        if staged is not None and key in staged:
+            return staged[key]
+        return table.records.get(key)
 
     def latest_of(self, table: Table, namespace: str) -> Iterable[Record]:
         """Every newest version in a namespace, staged ones included."""
         staged = {
             key: record
-            for (name, key), record in self._batch.latest.items()
-            if name == table.name and key.namespace == namespace
+            for key, record in self._batch.latest.get(table.name, {}).items()
+            if key.namespace == namespace
         }
         for record in table.snapshot(namespace):
             if record.key not in staged:
@@ -277,7 +280,7 @@ class Store:
 
     def _stage(self, table: Table, event: Event) -> None:
         record = None if event.type == "DELETED" else event.record
-        self._batch.latest[table.name, event.record.key] = record
+        self._batch.latest.setdefault(table.name, {})[event.record.key] = record
         self._batch.events.append((table, event))
         if self._committed is None:
             loop = asyncio.get_running_loop()

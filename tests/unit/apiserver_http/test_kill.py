@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sys
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 
 from podwire.apiserver.app import ApiServer
 
-from .conftest import MAPS, Api, config_for, config_map
+from .conftest import MAPS, SERVICES, Api, config_for, config_map, service
 
 PROGRAM = """
 import asyncio, sys
@@ -62,3 +64,49 @@ async def test_answered_writes_survive_kill(tmp_path: Path) -> None:
         found = {i["metadata"]["name"]: i["metadata"]["resourceVersion"] for i in listed["items"]}
         assert answered.items() <= found.items()
         assert int(listed["metadata"]["resourceVersion"]) >= max(map(int, answered.values()))
+
+
+async def test_services_and_their_addresses_survive_kill_together(tmp_path: Path) -> None:
+    """Made, changed and deleted by several at once: afterwards nobody holds what another has."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", PROGRAM, str(tmp_path), stdout=asyncio.subprocess.PIPE
+    )
+    assert process.stdout is not None
+    assert await process.stdout.readline() == b"up\n"
+    answered: dict[str, dict[str, Any]] = {}
+    enough = asyncio.Event()
+
+    async def write(api: Api, worker: int) -> None:
+        with contextlib.suppress(aiohttp.ClientError):
+            for index in range(1000):
+                name = f"s-{worker}-{index}"
+                made = await api.post(SERVICES, service(name, type="NodePort"))
+                if index % 3 == 1:
+                    made = await api.merge(f"{SERVICES}/{name}", {"spec": {"type": "ClusterIP"}})
+                answered[name] = made["spec"]
+                if index % 3 == 2:
+                    # Whether it is there afterwards cannot be known before the answer.
+                    del answered[name]
+                    await api.delete(f"{SERVICES}/{name}")
+                if len(answered) >= 100:
+                    enough.set()
+
+    connector = aiohttp.UnixConnector(path=str(tmp_path / "api.sock"))
+    async with aiohttp.ClientSession(connector=connector) as session:
+        workers = [asyncio.create_task(write(Api(session), index)) for index in range(8)]
+        await enough.wait()
+        process.kill()
+        await process.wait()
+        await asyncio.gather(*workers)
+    config = config_for(tmp_path)
+    connector = aiohttp.UnixConnector(path=str(config.unix_socket))
+    async with ApiServer(config), aiohttp.ClientSession(connector=connector) as session:
+        listed = (await Api(session).get("/api/v1/services"))["items"]
+        addresses = (await Api(session).get("/apis/networking.k8s.io/v1/ipaddresses"))["items"]
+    found = {item["metadata"]["name"]: item["spec"] for item in listed}
+    assert answered.items() <= found.items()
+    held = {spec["clusterIP"]: name for name, spec in found.items()}
+    assert len(held) == len(found)
+    assert {a["metadata"]["name"]: a["spec"]["parentRef"]["name"] for a in addresses} == held
+    ports = [p["nodePort"] for spec in found.values() for p in spec["ports"] if "nodePort" in p]
+    assert len(set(ports)) == len(ports)

@@ -1,4 +1,4 @@
-"""ServiceCIDRs and IPAddresses: ranges that come and go; what mends a torn relation (KEP-1880)."""
+"""ServiceCIDRs and IPAddresses: ranges that come and go, what mends a torn relation (KEP-1880)."""
 
 from __future__ import annotations
 
@@ -170,6 +170,50 @@ async def test_a_second_family_joins_at_a_restart(tmp_path: Path) -> None:
         assert found["spec"]["cidrs"] == ["10.96.0.0/16", "fd00:96::/112"]
         same = await api.merge(f"{SERVICES}/a", {"metadata": {"labels": {"a": "b"}}})
         assert same["spec"] == kept, "PreferDualStack does not change by itself"
+
+
+async def test_every_answer_about_endpoints_says_what_to_use(api: Api) -> None:
+    path = "/api/v1/namespaces/default/endpoints"
+    told = '299 - "v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice"'
+    await api.get(path)
+    assert api.headers["warning"] == told
+    body = {
+        "apiVersion": "v1",
+        "kind": "Endpoints",
+        "metadata": {"name": "e"},
+        "subsets": [{"addresses": [{"ip": "FD00::1"}], "ports": [{"port": 80}]}],
+    }
+    async with api.session.post(f"http://x{path}", json=body) as answer:
+        shape, deprecated = answer.headers.getall("Warning")
+        assert deprecated == told
+        assert shape == (
+            '299 - "subsets[0].addresses[0].ip: IPv6 address \\"FD00::1\\" should be in RFC 5952 '
+            'canonical format (\\"fd00::1\\")"'
+        )
+    async with await open_watch(api, f"{path}?watch=1") as stream:
+        assert stream.response.headers["Warning"] == told
+    await api.get(SERVICES)
+    assert "warning" not in api.headers
+
+
+async def test_slices_count_their_changes(api: Api) -> None:
+    path = "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices"
+    body: dict[str, Any] = {
+        "apiVersion": "discovery.k8s.io/v1",
+        "kind": "EndpointSlice",
+        "metadata": {"name": "e"},
+        "addressType": "IPv4",
+        "endpoints": [{"addresses": ["10.0.0.1"], "deprecatedTopology": {"a": "b"}}],
+        "ports": [{"port": 80}],
+    }
+    made = await api.post(path, body)
+    assert made["endpoints"] == [{"addresses": ["10.0.0.1"]}]
+    assert made["ports"] == [{"name": "", "port": 80, "protocol": "TCP"}]
+    assert made["metadata"]["generation"] == 1
+    labels = {"metadata": {"labels": {"kubernetes.io/service-name": "a"}}}
+    assert (await api.merge(f"{path}/e", labels))["metadata"]["generation"] == 2
+    notes = {"metadata": {"annotations": {"a": "b"}}}
+    assert (await api.merge(f"{path}/e", notes))["metadata"]["generation"] == 2
 
 
 # -- with the controllers ------------------------------------------------------------------------
