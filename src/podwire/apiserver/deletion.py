@@ -29,7 +29,7 @@ from podwire.apiserver.registry import Resource
 from podwire.apiserver.representation import read_object
 from podwire.apiserver.request import Request, Target, User
 from podwire.errors import BadRequestError
-from podwire.objects.meta import JsonObject, View, format_time
+from podwire.objects.meta import JsonObject, View, format_time, parse_time
 
 ORPHAN, FOREGROUND = "orphan", "foregroundDeletion"
 _POLICIES = {"Orphan": ORPHAN, "Foreground": FOREGROUND, "Background": ""}
@@ -115,6 +115,9 @@ def delete(
     _check_preconditions(resource, obj, options)
     before = dict(obj["metadata"])
     grace = _grace(resource, obj, options)
+    if options.grace_period_seconds is None and "deletionTimestamp" in before:
+        # Whoever asks for no grace period leaves the one that runs; 0 where nothing waits any more.
+        grace = max(grace, before.get("deletionGracePeriodSeconds", 0))
     _mark_finalizers(obj, options.policy)
     if not _mark_deleting(resource, obj, grace):
         if obj["metadata"].get("finalizers") != before.get("finalizers"):
@@ -175,8 +178,10 @@ def _mark_deleting(resource: Resource, obj: JsonObject, grace: int) -> bool:
         left = meta.get("deletionGracePeriodSeconds", 0)
         if grace >= left and not (grace == 0 and may_vanish(resource, obj)):
             return False
-    now = dt.datetime.now(dt.UTC)
-    meta["deletionTimestamp"] = format_time(now + dt.timedelta(seconds=grace))
+        began = parse_time(meta["deletionTimestamp"]) - dt.timedelta(seconds=left)
+    else:
+        began = dt.datetime.now(dt.UTC)
+    meta["deletionTimestamp"] = format_time(began + dt.timedelta(seconds=grace))
     meta["deletionGracePeriodSeconds"] = grace
     if resource.storage == "namespaces":
         obj["status"] = (obj.get("status") or {}) | {"phase": "Terminating"}

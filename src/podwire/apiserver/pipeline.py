@@ -18,6 +18,7 @@ from podwire.apiserver.admission import Attributes
 from podwire.apiserver.context import Context
 from podwire.apiserver.decode import decode, decode_object
 from podwire.apiserver.defaults import apply_defaults
+from podwire.apiserver.fields import GoValue, invalid_value
 from podwire.apiserver.registry import Resource
 from podwire.apiserver.representation import read_object, with_type
 from podwire.apiserver.request import Request, Target, User, not_found
@@ -242,6 +243,10 @@ def _check_identity(resource: Resource, target: Target, new: JsonObject, old: Js
             f"UID in object meta: {old_meta.get('uid')}",
         )
     version = meta.get("resourceVersion")
+    if version in (None, "", "0") and not strategy.may_update_blindly(resource):
+        at, text = "metadata.resourceVersion", "must be specified for an update"
+        error = invalid_value(at, GoValue("0x0"), text)
+        raise invalid(resource.kind, resource.group, target.name, [error])
     if version and version not in ("0", old_meta["resourceVersion"]):
         raise conflict(resource, target.name, CHANGED)
     meta["resourceVersion"] = old_meta["resourceVersion"]

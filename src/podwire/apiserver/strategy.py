@@ -48,6 +48,25 @@ COUNTED = frozenset(
 )
 """Storage names of built-in kinds that have a generation; custom kinds all do."""
 
+_NEVER_BLIND = frozenset(
+    {
+        "admissionregistration.k8s.io/mutatingwebhookconfigurations",
+        "admissionregistration.k8s.io/validatingwebhookconfigurations",
+        "admissionregistration.k8s.io/validatingadmissionpolicies",
+        "admissionregistration.k8s.io/validatingadmissionpolicybindings",
+        "apiextensions.k8s.io/customresourcedefinitions",
+        "apiregistration.k8s.io/apiservices",
+        "coordination.k8s.io/leases",
+        "node.k8s.io/runtimeclasses",
+        "policy/poddisruptionbudgets",
+        "storage.k8s.io/csidrivers",
+        "storage.k8s.io/csinodes",
+        "storage.k8s.io/volumeattachments",
+    }
+)
+"""Built-in kinds that are updated only by who names the version it knows
+(AllowUnconditionalUpdate)."""
+
 _STATUS_FROM_CLIENT = frozenset({"nodes", "events", "networking.k8s.io/servicecidrs"})
 """Kinds whose status a create may carry."""
 
@@ -77,6 +96,11 @@ def generated_name(base: str) -> str:
 
 def has_generation(resource: Resource) -> bool:
     return resource.is_custom or resource.storage in COUNTED
+
+
+def may_update_blindly(resource: Resource) -> bool:
+    """Whether an update may leave out the resourceVersion."""
+    return not resource.is_custom and resource.storage not in _NEVER_BLIND
 
 
 def begin_create(resource: Resource, obj: JsonObject, namespace: str) -> None:

@@ -22,14 +22,24 @@ _MIN_GRACE_S = 2.0
 
 
 async def stop_container(
-    container: RunningContainer, spec: Container, address: str, grace_s: float
+    container: RunningContainer,
+    spec: Container,
+    address: str,
+    grace_s: float,
+    turn: asyncio.Future[None] | None = None,
 ) -> str:
-    """Stop and wait for the end; returns what a failed preStop hook said, or ""."""
+    """Stop and wait for the end; returns what a failed preStop hook said, or "".
+
+    `turn`: who has to end first. The hook does not wait for it, SIGTERM does while there is grace
+    (KEP-753).
+    """
     deadline = time.monotonic() + grace_s
     failure = ""
     hook = spec.lifecycle.pre_stop if spec.lifecycle is not None else None
     if hook is not None and grace_s > 0:
         failure = await run_hook(container, spec, hook, address, grace_s)
+    if turn is not None and (left := deadline - time.monotonic()) > 0:
+        await asyncio.wait([turn], timeout=left)
     left = max(deadline - time.monotonic(), _MIN_GRACE_S)
     await container.kill(signal.SIGTERM)
     try:

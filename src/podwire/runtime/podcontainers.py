@@ -14,7 +14,7 @@ import logging
 import time
 from collections.abc import Sequence
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
 from podwire.errors import ContainerError
 from podwire.runtime.containers import ExitStatus, RunningContainer
@@ -279,29 +279,33 @@ class PodContainers:
             # The next failed probe, or the next look, tries again.
             slot.kill_reason, slot.stopping = "", False
 
-    async def _stop(self, slot: Slot, grace_s: float) -> None:
+    async def _stop(
+        self, slot: Slot, grace_s: float, turn: asyncio.Future[None] | None = None
+    ) -> None:
         container = slot.running
         if container is None:
             return
         if slot.probes is not None:
             slot.probes.stop()
-        failure = await stop_container(container, slot.spec, self._live.address, grace_s)
+        failure = await stop_container(container, slot.spec, self._live.address, grace_s, turn)
         if failure:
             self._live.say("FailedPreStopHook", failure, warning=True)
 
     async def stop_all(self) -> None:
-        """Main and init containers together, then the sidecars in reverse order (KEP-753)."""
-        live, loop = self._live, asyncio.get_running_loop()
-        group = [slot for slot in live.slots if slot.role != "sidecar" and slot.is_running]
-        for slot in group:
+        """Main and init containers together, then the sidecars in reverse order (KEP-753); hooks
+        run at once."""
+        running = [slot for slot in self._live.slots if slot.is_running]
+        for slot in running:
             lazy = isinstance(slot.running, StandinContainer)
-            live.say("Killing", f"Stopping container {slot.name}", lazy=lazy)
-        began = loop.time()
-        await asyncio.gather(*(self._stop(slot, self._grace_s(slot)) for slot in group))
-        for slot in reversed(live.slots):
-            if slot.role == "sidecar" and slot.is_running:
-                used = loop.time() - began
-                await self._stop(slot, max(self._grace_s(slot) - used, 0.0))
+            self._live.say("Killing", f"Stopping container {slot.name}", lazy=lazy)
+        first = [slot for slot in running if slot.role != "sidecar"]
+        last = asyncio.gather(*(self._stop(slot, self._grace_s(slot)) for slot in first))
+        everybody: list[asyncio.Future[Any]] = [last]
+        for slot in reversed(running):
+            if slot.role == "sidecar":
+                stopping = self._stop(slot, self._grace_s(slot), everybody[-1])
+                everybody.append(asyncio.ensure_future(stopping))
+        await asyncio.gather(*everybody)
 
     async def stop_rest(self) -> None:
         """What still runs of a pod that has finished, in turn."""

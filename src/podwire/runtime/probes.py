@@ -114,6 +114,7 @@ class _Prober:
         self._streak = 0
         self._last: bool | None = None
         self._stopped = False
+        self._missed = False
         self.decided = False
 
     def start(self, delay_s: float) -> None:
@@ -129,7 +130,11 @@ class _Prober:
             self._running = None
 
     def fire(self) -> None:
-        if self._stopped or self._running is not None:
+        if self._stopped:
+            return
+        if self._running is not None:
+            # Slower than its period: the next one follows as soon as this one is answered.
+            self._missed = True
             return
         # The next one first, so that the period holds however long this one takes.
         self._owner.wheel.add(self, max(self._probe.period_seconds, 1) - _TICK_S)
@@ -171,6 +176,9 @@ class _Prober:
             self.decided = True
             self._owner.decide(self.kind, outcome)
         self._owner.probed(self.kind)
+        if self._missed:
+            self._missed = False
+            self.fire()
 
 
 @dataclass(frozen=True)

@@ -63,7 +63,7 @@ class Slot:
     ready_at: float = 0.0
     ever_started: bool = False
     changed: bool = False
-    """It is being stopped for its new image: it starts again whatever the restart policy."""
+    """It starts again whatever the restart policy: its image is another, or its sandbox is new."""
 
     @property
     def name(self) -> str:
@@ -103,7 +103,7 @@ class Slot:
     def ready_by(self, now: float) -> bool:
         """Ready as kubelet counts it; an init container is ready once it succeeded."""
         if self.role == "init":
-            return self.ended is not None and self.ended.exit_code == 0
+            return self.ended is not None and self.ended.exit_code == 0 and not self.changed
         if self.running is None or now < self.ready_at:
             return False
         return self.probes is None or self.probes.ready
@@ -174,7 +174,7 @@ def plan_containers(pod: Pod, slots: Sequence[Slot], now: float) -> Steps:
         elif slot.role == "init" and not past:
             if slot.is_running:
                 return steps()
-            if slot.ended is None or slot.ended.exit_code != 0:
+            if slot.ended is None or slot.ended.exit_code != 0 or slot.changed:
                 if not restarts(pod, slot):
                     return Steps(failed=True, stop=_running(slots))
                 due(slot)
@@ -187,6 +187,17 @@ def plan_containers(pod: Pod, slots: Sequence[Slot], now: float) -> Steps:
 
 def _running(slots: Sequence[Slot]) -> tuple[Slot, ...]:
     return tuple(slot for slot in reversed(slots) if slot.is_running)
+
+
+def begin_anew(slots: Sequence[Slot]) -> None:
+    """The pod has to have a new sandbox: its init containers run once more (computePodActions)."""
+    if not any(slot.role == "init" for slot in slots):
+        return
+    for slot in slots:
+        if slot.role == "init":
+            slot.changed = slot.ended is not None
+        elif slot.role == "main":
+            slot.ever_started = False
 
 
 def note_exit(slot: Slot, ended: Terminated, now: float, *, innocent: bool) -> None:

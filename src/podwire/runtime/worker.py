@@ -28,7 +28,7 @@ from podwire.runtime.livepod import LivePod
 from podwire.runtime.podcontainers import PodContainers
 from podwire.runtime.podsandbox import PodSandbox
 from podwire.runtime.sandbox import Sandbox
-from podwire.runtime.state import Slot, Steps, plan_containers, slots_of
+from podwire.runtime.state import Slot, Steps, begin_anew, plan_containers, slots_of
 from podwire.runtime.status import PodView, timestamp
 from podwire.runtime.statuswriter import StatusWriter
 
@@ -315,6 +315,8 @@ class PodWorker:
         before = statuses_of(live)
         for slot in self.slots:
             restore(slot, before.get(slot.name), running.get(slot.name))
+        if not stands:
+            begin_anew(self.slots)
         for slot in self.slots:
             if slot.running is None:
                 continue

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import datetime as dt
 import io
+from typing import Any
 
 import pytest
+
+from podwire.objects.meta import parse_time
 
 from .conftest import MAPS, PODS, SERVICES, Api, config_map, pod, service
 
@@ -244,6 +248,36 @@ async def test_pod_grace(api: Api) -> None:
     assert shorter["metadata"]["deletionGracePeriodSeconds"] == 5
     await api.delete(f"{PODS}/bound", {"gracePeriodSeconds": 0})
     assert (await api.call("GET", f"{PODS}/bound"))[0] == 404
+
+
+async def test_a_second_delete_only_shortens_what_the_first_began(api: Api) -> None:
+    body = pod("slow", nodeName="n1", terminationGracePeriodSeconds=30)
+    await api.post(PODS, body)
+    first = await api.delete(f"{PODS}/slow", {"gracePeriodSeconds": 300})
+    began = parse_time(first["metadata"]["deletionTimestamp"]) - dt.timedelta(seconds=300)
+    again = await api.delete(f"{PODS}/slow")
+    assert again["metadata"]["deletionGracePeriodSeconds"] == 300
+    assert again["metadata"]["resourceVersion"] == first["metadata"]["resourceVersion"]
+    shorter = (await api.delete(f"{PODS}/slow", {"gracePeriodSeconds": 100}))["metadata"]
+    assert shorter["deletionGracePeriodSeconds"] == 100
+    assert parse_time(shorter["deletionTimestamp"]) - began == dt.timedelta(seconds=100)
+
+
+async def test_some_kinds_are_replaced_only_at_a_known_version(api: Api) -> None:
+    leases = "/apis/coordination.k8s.io/v1/namespaces/default/leases"
+    made = await api.post(leases, {"metadata": {"name": "l"}})
+    body: dict[str, Any] = {"metadata": {"name": "l"}, "spec": {"holderIdentity": "me"}}
+    code, refused = await api.call("PUT", f"{leases}/l", body)
+    assert code == 422
+    assert refused["message"] == (
+        'Lease.coordination.k8s.io "l" is invalid: metadata.resourceVersion: Invalid value: 0x0: '
+        "must be specified for an update"
+    )
+    body["metadata"]["resourceVersion"] = made["metadata"]["resourceVersion"]
+    assert (await api.call("PUT", f"{leases}/l", body))[0] == 200
+    await api.merge(f"{leases}/l", {"spec": {"holderIdentity": "you"}})
+    await api.post(MAPS, config_map("c"))
+    assert (await api.call("PUT", f"{MAPS}/c", config_map("c", a="b")))[0] == 200
 
 
 @pytest.mark.parametrize(

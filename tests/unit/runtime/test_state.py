@@ -10,7 +10,7 @@ import pytest
 
 from podwire.objects.core import Pod
 from podwire.runtime.containers import RunningContainer
-from podwire.runtime.state import Slot, Terminated, note_exit, plan_containers, slots_of
+from podwire.runtime.state import Slot, Terminated, begin_anew, note_exit, plan_containers, slots_of
 from podwire.runtime.status import PodView, difference, phase_of, render
 
 NOW = 1000.0
@@ -57,6 +57,10 @@ def build(which: Pod, **states: str | int) -> list[Slot]:
     return slots
 
 
+def names(slots: tuple[Slot, ...]) -> str:
+    return "".join(slot.name for slot in slots)
+
+
 @pytest.mark.parametrize("policy", ["Always", "OnFailure", "Never"])
 def test_a_new_image_restarts_at_once_whatever_the_policy(policy: str) -> None:
     which = pod(policy)
@@ -77,6 +81,32 @@ def test_a_new_image_ends_the_back_off_of_what_does_not_run() -> None:
     slot.backoff_s, slot.not_before = 160.0, NOW + 160
     assert not slot.take(msgspec.structs.replace(slot.spec, image="other"))
     assert plan_containers(which, slots, NOW).start == (slot,)
+
+
+def test_init_containers_run_again_in_a_new_sandbox() -> None:
+    which = pod(inits=("i", "j"))
+    slots = build(which, i=0, j=0, a=137)
+    assert names(plan_containers(which, slots, NOW).start) == "a"
+    begin_anew(slots)
+    started = []
+    for _ in range(3):
+        steps = plan_containers(which, slots, NOW)
+        (slot,) = steps.start
+        started.append(slot.name)
+        assert not steps.initialized or slot.name == "a"
+        slot.note_start(cast(RunningContainer, Running(slot.name)))
+        assert plan_containers(which, slots, NOW).start == ()
+        if slot.role == "init":
+            note_exit(slot, Terminated(0, 0, "", "", 1.0, 2.0, "id"), NOW, innocent=False)
+    assert started == ["i", "j", "a"]
+
+
+def test_what_does_not_restart_stays_ended_in_a_new_sandbox() -> None:
+    which = pod("Never", inits=("i",))
+    slots = build(which, i=0, a=137)
+    begin_anew(slots)
+    steps = plan_containers(which, slots, NOW)
+    assert (steps.start, steps.finished) == ((), True)
 
 
 @pytest.mark.parametrize(
