@@ -4,7 +4,8 @@
                                                      -> Node condition NetworkUnavailable=False
 
 Nothing is listed from the kernel after the start: what was applied is remembered, and a change
-sends only its difference. At the start the routes that carry podwire's protocol number and are no
+sends only its difference. When somebody else changes our nftables tables (`nft flush ruleset`), the
+kernel tells, and they are made anew. At the start the routes that carry podwire's protocol number and are no
 longer wanted are removed, so an agent that was away mends what changed meanwhile.
 """
 
@@ -14,6 +15,7 @@ import asyncio
 import datetime as dt
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 
 from podwire.client import Api, Change, Informer, PatchType
 from podwire.cni.attach import KernelPodNetwork, NodeLinks
@@ -29,6 +31,7 @@ from podwire.cni.nodenet import (
 )
 from podwire.errors import ApiError, KernelError
 from podwire.kernel import hooks, nft, sysctl
+from podwire.kernel.nfmonitor import NfMonitor
 from podwire.kernel.requests import Delete, Route
 from podwire.kernel.rtnl import Rtnl
 from podwire.objects import kinds
@@ -39,6 +42,7 @@ _LOG = logging.getLogger(__name__)
 # Node changes within this time are one transaction.
 _SETTLE_S = 0.005
 _RETRY_S = 1.0
+_TABLES = (hooks.MASQUERADE.table, hooks.KUBENET_DEDUP.table)
 
 
 class NodeNetworkAgent:
@@ -58,6 +62,7 @@ class NodeNetworkAgent:
         self._peers: dict[Key, Peer] = {}
         self._mtu_of_uplink = 0
         self._reported = False
+        self._monitor = NfMonitor(lambda _family, table: table in _TABLES)
         self.configured = asyncio.Event()
 
     @property
@@ -76,8 +81,25 @@ class NodeNetworkAgent:
                 self._peers[change.key] = after
             self._dirty.set()
 
+    def _foreign(self) -> None:
+        """Somebody else changed our tables."""
+        found = self._monitor.read()
+        if found and self._applied is not None:
+            _LOG.warning("network tables changed by others, mending: %.200s", found[0])
+            self._applied = replace(self._applied, nft="")
+            self._dirty.set()
+
     async def run(self) -> None:
         """Follow the Nodes until cancelled."""
+        loop = asyncio.get_running_loop()
+        loop.add_reader(self._monitor.fileno(), self._foreign)
+        try:
+            await self._follow()
+        finally:
+            loop.remove_reader(self._monitor.fileno())
+            self._monitor.close()
+
+    async def _follow(self) -> None:
         self.nodes.on_change(self._changed)
         async with asyncio.TaskGroup() as group:
             group.create_task(self.nodes.run())
