@@ -5,8 +5,8 @@
 
 Nothing is listed from the kernel after the start: what was applied is remembered, and a change
 sends only its difference. When somebody else changes our nftables tables (`nft flush ruleset`), the
-kernel tells, and they are made anew. At the start the routes that carry podwire's protocol number and are no
-longer wanted are removed, so an agent that was away mends what changed meanwhile.
+kernel tells, and they are made anew. At the start the routes that carry podwire's protocol number
+and are no longer wanted are removed, so an agent that was away mends what changed meanwhile.
 """
 
 from __future__ import annotations
@@ -146,6 +146,8 @@ class NodeNetworkAgent:
         self._rtnl.apply(requests)
         if self._applied is None or desired.nft != self._applied.nft:
             nft.apply(_replace_tables(desired.nft))
+            if not nft.in_process():
+                self._monitor.read()  # the nft program's changes look like anybody's
         self._applied = desired
 
     def _stale_routes(self, desired: NodeNetwork) -> list[Delete]:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from podwire.errors import KernelError
+from podwire.kernel import nft
 from podwire.kernel.conntrack import Conntrack
 from podwire.kernel.flows import Match
 from podwire.kernel.nfelements import NfElements
@@ -103,11 +104,16 @@ class NftablesBackend:
         for version in self._families:
             text = nf.render_base(version) + self._render_ranges(version)
             try:
-                self._nft.apply(text)
+                self._text(text)
             except KernelError as error:
                 _LOG.warning("services: the table is made anew: %s", error)
                 self._nft.delete_table(nf.FAMILY_NAMES[version], nf.TABLE)
-                self._nft.apply(text)
+                self._text(text)
+
+    def _text(self, text: str) -> None:
+        self._nft.apply(text)
+        if not nft.in_process():
+            self._monitor.read()  # the nft program's changes look like anybody's
 
     def _render_ranges(self, version: int) -> str:
         return nf.render_ranges(version, self._ranges.service_cidrs, self._ranges.cluster_cidrs)
@@ -116,7 +122,7 @@ class NftablesBackend:
         if ranges != self._ranges:
             self._ranges = ranges
             for version in self._families:
-                self._nft.apply(self._render_ranges(version))
+                self._text(self._render_ranges(version))
 
     def commit(self) -> None:
         if self._claims.touched:
@@ -129,7 +135,7 @@ class NftablesBackend:
     def _apply(self, plan: Plan) -> None:
         for version, names in plan.chains.items():
             if version in self._families:
-                self._nft.apply(nf.render_chains(names, version))
+                self._text(nf.render_chains(names, version))
         for step in plan.steps:
             for batch in split_step(step, self._elements.max_batch):
                 self._elements.apply(batch)

@@ -49,6 +49,11 @@ def _library() -> ctypes.CDLL | None:
     return lib
 
 
+def in_process() -> bool:
+    """Whether transactions are made by this process, and not by the `nft` program."""
+    return _library() is not None
+
+
 class Nft(Handle):
     """The nftables ruleset of one network namespace."""
 
