@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 from pathlib import Path
 
+import msgspec
 from aiohttp import web
 
 from podwire.agents.config import ServiceConfig
@@ -52,6 +53,7 @@ async def run(
     probes = ProbeService(lambda source: _source_pin(kubelet, source, outside))
     server = KubeletServer(kubelet)
     server.add_route("POST", "/probe", lambda request: _probe(probes, request))
+    server.add_route("POST", "/routes", lambda request: _routes(node, request))
     try:
         async with server, asyncio.TaskGroup() as group:
             following = [
@@ -89,6 +91,27 @@ def _source_pin(kubelet: Kubelet, source: str, outside: Path | None) -> Path | N
     if worker.sandbox.host_network:
         return None
     return kubelet.config.pins_dir / worker.sandbox.id
+
+
+class _RoutesTo(msgspec.Struct, rename="camel"):
+    """Asks for routes to these nodes; answered when they stand."""
+
+    nodes: list[str]
+    timeout_seconds: float = 10.0
+
+
+async def _routes(network: NodeNetworkAgent, request: web.Request) -> web.Response:
+    try:
+        wanted = msgspec.json.decode(await request.read(), type=_RoutesTo)
+    except msgspec.MsgspecError as error:
+        raise web.HTTPBadRequest(text=f"routes: {error}") from error
+    try:
+        async with asyncio.timeout(wanted.timeout_seconds):
+            await network.wait_routes(wanted.nodes)
+    except TimeoutError as error:
+        text = f"no routes yet to all of {', '.join(wanted.nodes)}"
+        raise web.HTTPServiceUnavailable(text=text) from error
+    return web.Response(text="ok")
 
 
 async def _probe(service: ProbeService, request: web.Request) -> web.Response:

@@ -23,36 +23,12 @@ from podwire.controllers.rollout import scaled
 from podwire.controllers.views import Pod, PodSpec
 from podwire.objects import kinds
 from podwire.objects.apps import DaemonSet, RollingUpdate
-from podwire.objects.core import Node, Taint
+from podwire.objects.core import Node
+from podwire.objects.daemons import daemon_template, suits
 from podwire.objects.meta import JsonObject, Key, LabelSelector
-from podwire.objects.placement import node_affinity_fits, untolerated
 
 GENERATION_LABEL = "pod-template-generation"
 _FAILED_MIN_S, _FAILED_MAX_S = 1.0, 900.0
-_NODE_TAINTS = "node.kubernetes.io"
-_TOLERATED = (
-    ("not-ready", "NoExecute"),
-    ("unreachable", "NoExecute"),
-    ("disk-pressure", "NoSchedule"),
-    ("memory-pressure", "NoSchedule"),
-    ("pid-pressure", "NoSchedule"),
-    ("unschedulable", "NoSchedule"),
-)
-
-
-def daemon_template(template: JsonObject) -> JsonObject:
-    """The pod template with the tolerations every daemon pod gets."""
-    spec = dict(template.get("spec") or {})
-    tolerated = list(_TOLERATED)
-    if spec.get("hostNetwork"):
-        tolerated.append(("network-unavailable", "NoSchedule"))
-    extra = [
-        {"key": f"{_NODE_TAINTS}/{key}", "operator": "Exists", "effect": effect}
-        for key, effect in tolerated
-    ]
-    have = spec.get("tolerations") or []
-    spec["tolerations"] = [*have, *(t for t in extra if t not in have)]
-    return {**template, "spec": spec}
 
 
 def pinned(template: JsonObject, node: str) -> JsonObject:
@@ -82,18 +58,6 @@ def node_of(pod: Pod) -> str:
             if requirement.key == "metadata.name" and requirement.values:
                 return requirement.values[0]
     return ""
-
-
-def suits(spec: PodSpec, node: Node) -> tuple[bool, bool]:
-    """(a pod should run there, one that is there may stay)."""
-    name = node.metadata.name
-    labels: Mapping[str, str] = {"kubernetes.io/hostname": name, **node.metadata.labels}
-    if spec.node_name not in ("", name) or not node_affinity_fits(spec, labels, name):
-        return False, False
-    taints: list[Taint] = node.spec.taints
-    stays = untolerated(taints, spec.tolerations, ("NoExecute",)) is None
-    runs = stays and untolerated(taints, spec.tolerations, ("NoSchedule",)) is None
-    return runs, stays
 
 
 @dataclass(frozen=True)

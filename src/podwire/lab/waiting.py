@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+import aiohttp
+
 from podwire.client import Api, Informer
-from podwire.errors import LabError
+from podwire.errors import ApiError, LabError, NotFoundError
 from podwire.objects import kinds
 from podwire.objects.apps import DaemonSet, Deployment, StatefulSet
 from podwire.objects.core import Node, Pod
+from podwire.objects.daemons import count_suitable
 from podwire.objects.meta import Object
+
+_RETRY_S = 0.1
 
 
 @dataclass(frozen=True)
@@ -41,7 +46,8 @@ def evaluate_readiness(
 ) -> Readiness:
     """Pure: what of the desired state is not reached. Finished and deleted pods do not count."""
     missing: list[str] = []
-    ready = {node.metadata.name for node in nodes if node.ready}
+    all_nodes = list(nodes)
+    ready = {node.metadata.name for node in all_nodes if node.ready}
     wanted = list(wanted_nodes)
     missing += [f"node {name}: not Ready" for name in wanted if name not in ready]
     for deployment in deployments:
@@ -64,7 +70,8 @@ def evaluate_readiness(
                 )
             )
     for daemon in daemon_sets:
-        desired = daemon.status.desired_number_scheduled
+        # A node that has just come is not in the status yet.
+        desired = max(daemon.status.desired_number_scheduled, count_suitable(daemon, all_nodes))
         if (
             daemon.status.observed_generation < daemon.metadata.generation
             or daemon.status.number_ready < desired
@@ -119,6 +126,34 @@ async def wait_nodes(api: Api, wanted: Iterable[str], timeout_s: float) -> None:
     finally:
         following.cancel()
         await asyncio.gather(following, return_exceptions=True)
+    await wait_routes(api, names, timeout_s)
+
+
+async def wait_routes(api: Api, names: Collection[str], timeout_s: float) -> None:
+    """Return when each of these nodes has routes to all of them.
+
+    A node is Ready once its own network stands; the others may hear of it a moment later, and until
+    then what its pods send comes back nowhere.
+    """
+    body = {"nodes": sorted(names), "timeoutSeconds": timeout_s}
+    deadline = time.monotonic() + timeout_s
+
+    async def ask(node: str) -> None:
+        path = f"/api/v1/nodes/{node}/proxy/routes"
+        while True:
+            try:
+                left = max(deadline - time.monotonic(), 0.1)
+                await api.request("POST", path, body=body, timeout_s=left)
+                return
+            except NotFoundError:
+                return  # the node is on its way out, or its agent is older than this question
+            except (ApiError, aiohttp.ClientError, OSError, TimeoutError) as error:
+                if time.monotonic() + _RETRY_S > deadline:
+                    why = f"node {node}: has no routes to the others after {timeout_s:g} s: {error}"
+                    raise LabError(f"{why}; see its log under `podwire status`") from error
+                await asyncio.sleep(_RETRY_S)
+
+    await asyncio.gather(*map(ask, names))
 
 
 async def wait_ready(
@@ -152,6 +187,7 @@ async def wait_ready(
             found = evaluate_readiness(wanted, *(i.objects.values() for i in informers))
             progress(found)
             if found.complete:
+                await wait_routes(api, wanted, max(deadline - time.monotonic(), _RETRY_S))
                 return found
             await asyncio.wait_for(changed.wait(), max(0.0, deadline - time.monotonic()))
     except TimeoutError:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import json
 import os
 import socket
+import struct
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -296,3 +298,47 @@ def test_the_host_is_never_probed() -> None:
     (result,) = ask(Probe(address="192.0.2.1", port=80, timeout_s=0.1))
     assert result.verdict == "error"
     assert "refused in the network namespace podwire was started in" in result.detail
+
+
+CAP_NET_RAW = 13
+
+
+def give_up_raw_sockets() -> None:
+    """Take CAP_NET_RAW from this thread for good (capabilities(7), version 3 of the structure)."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    header = struct.pack("=Ii", 0x20080522, 0)
+    sets = ctypes.create_string_buffer(24)
+    assert libc.capget(header, sets) == 0
+    words = list(struct.unpack("=6I", sets.raw))
+    for index in range(3):
+        words[index] &= ~(1 << CAP_NET_RAW)
+    assert libc.capset(header, struct.pack("=6I", *words)) == 0
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_echoes_without_raw_sockets(in_world: InWorld, version: int) -> None:
+    """Who may not open raw sockets uses ping sockets, where the kernel lets its group."""
+
+    def body(world: Any) -> None:
+        one, two = world.pod(2), world.pod(3)
+        with netns.maybe_entered(world.fds[one]):
+            Path("/proc/sys/net/ipv4/ping_group_range").write_text("0 0")
+        world.sh("ip link set v3 mtu 1400")
+        give_up_raw_sockets()
+        with pytest.raises(PermissionError):
+            socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP)
+
+        def echo(pod: str, number: int, size: int = 0) -> Probe:
+            address = ADDRESSES[version].format(number)
+            return Probe(netns=str(world.pin(pod)), address=address, protocol="icmp", size=size)
+
+        while ask(echo(one, 3))[0].verdict != "allowed":
+            pass  # the kernel may take a second to let a new link carry anything
+        results = ask(echo(one, 3), echo(one, 3, 1400), echo(one, 3, 1500), echo(one, 1))
+        assert [r.verdict for r in results] == ["allowed", "allowed", "error", "allowed"]
+        assert "allows 1400 bytes" in results[2].detail
+        (refused,) = ask(echo(two, 2))
+        assert refused.verdict == "error"
+        assert "it takes CAP_NET_RAW" in refused.detail
+
+    in_world(body)

@@ -14,7 +14,6 @@ from podwire.controllers.claims import plan_claims
 from podwire.controllers.cronjob import ScheduleError, plan_times
 from podwire.controllers.daemonset import (
     FailedBackoff,
-    daemon_template,
     node_of,
     pinned,
     plan_daemon_set,
@@ -31,6 +30,7 @@ from podwire.controllers.views import POD, Pod
 from podwire.errors import ExhaustedError
 from podwire.objects.apps import DaemonSet, ReplicaSet, StatefulSet
 from podwire.objects.core import Node, Taint, Toleration
+from podwire.objects.daemons import daemon_template
 from podwire.objects.meta import Key, LabelSelector, Object, OwnerReference
 
 NOW = dt.datetime(2024, 1, 1, 12, tzinfo=dt.UTC)

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TypeAlias
 
-from podwire.errors import KernelError, PodwireError
+from podwire.errors import KernelError, PodwireError, UnsupportedError
 from podwire.explain.probes.icmp import judge_errno
 from podwire.explain.probes.sessions import SESSIONS, IcmpChannel, IcmpSession, Session
 from podwire.explain.probes.wire import Probe, ProbeResult
@@ -255,6 +255,9 @@ class _Batch:
             if isinstance(session, IcmpSession):
                 session.channel = self._channel(session.probe, session.version, source)
             session.open()
+        except UnsupportedError as e:
+            session.finish("error", str(e))
+            return False
         except OSError as e:
             session.finish(*judge_errno(e.errno or 0))
             return False

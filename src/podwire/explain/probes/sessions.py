@@ -20,6 +20,7 @@ from typing import Final, Protocol
 
 import httptools
 
+from podwire.errors import UnsupportedError
 from podwire.explain.probes import icmp
 from podwire.explain.probes.wire import Identity, Probe, ProbeResult, Verdict, parse_identity
 
@@ -491,9 +492,19 @@ def _icmp_socket(version: int) -> tuple[socket.socket, bool]:
     try:
         sock = socket.socket(family, socket.SOCK_RAW | socket.SOCK_NONBLOCK, proto)
     except PermissionError:
-        return socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK, proto), False
+        return _ping_socket(family, proto), False
     icmp.filter_echo_replies(sock, version)
     return sock, True
+
+
+def _ping_socket(family: int, proto: int) -> socket.socket:
+    try:
+        return socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK, proto)
+    except PermissionError as e:
+        raise UnsupportedError(
+            "no permission to send ICMP: it takes CAP_NET_RAW, or a group in the sysctl "
+            "net.ipv4.ping_group_range of the source's namespace"
+        ) from e
 
 
 def _widen(sock: socket.socket) -> None:

@@ -24,6 +24,7 @@ from podwire.errors import ContainerError
 from podwire.runtime.containers import ExecProcess, ExitStatus, Stdin
 from podwire.runtime.oci import inside
 from podwire.runtime.oci.probe import Facts
+from podwire.runtime.oci.terminal import Resizer
 from podwire.runtime.streams import LocalProcess, spawn_local
 
 _HEADER: Final = struct.Struct(">cI")
@@ -217,21 +218,33 @@ class _OciExec:
         self.stdin: Stdin | None = local.stdin
         self.stdout = local.stdout
         self.stderr = local.stderr
+        self._resizer = Resizer(self._pid)
 
     def resize(self, columns: int, rows: int) -> None:
         self._local.resize(columns, rows)
+        self._resizer.want(columns, rows)
+
+    def _pid(self) -> int:
+        """The program's. Still the runtime's child, so not yet waited for: it is the right one.
+
+        Raises OSError or ValueError before it runs and once it has ended.
+        """
+        pid = int(self._files[1].read_text())
+        runtime = _parent(pid)
+        # On a terminal the runtime is itself the child of what made its session (`setsid`).
+        if self._local.pid not in (runtime, _parent(runtime)):
+            raise ValueError(f"process {pid} is another's")
+        return pid
 
     def kill(self, signal: int) -> None:
         with contextlib.suppress(OSError, ValueError):
-            pid = int(self._files[1].read_text())
-            # Still the runtime's child, so not yet waited for by it: the pid is the right one.
-            if _parent(pid) == self._local.pid:
-                os.kill(pid, signal)
-                return
+            os.kill(self._pid(), signal)
+            return
         self._local.kill(signal)
 
     async def wait(self) -> ExitStatus:
         ended = await self._local.wait()
+        self._resizer.close()
         for path in self._files:
             path.unlink(missing_ok=True)
         if ended.signal == 0 and 128 < ended.exit_code < 128 + 65:
@@ -239,6 +252,7 @@ class _OciExec:
         return ended
 
     def close(self) -> None:
+        self._resizer.close()
         self._local.close()
 
 

@@ -6,6 +6,7 @@ import importlib.util
 import io
 import json
 import os
+import shutil
 import stat
 import sys
 import tarfile
@@ -59,6 +60,48 @@ LAYERS = [
     build.layer(("etc", "dir", None), ("etc/a", "file", b"one")),
     build.layer(("etc/b", "file", b"two")),
 ]
+
+
+@pytest.mark.skipif(shutil.which("zstd") is None, reason="the program zstd is not here")
+def test_layers_packed_with_zstd(tmp_path: Path) -> None:
+    layout = build.oci_layout(tmp_path / "layout", "app:1", LAYERS, pack=build.zstd)
+    (image,) = ImageStore(tmp_path / "images").load(layout)
+    assert image.size_bytes == 6
+    archive = tmp_path / "app.tar.zst"
+    archive.write_bytes(
+        build.zstd(build.docker_save(tmp_path / "app.tar", "b:1", LAYERS).read_bytes())
+    )
+    (image,) = ImageStore(tmp_path / "others").load(archive)
+    assert image.names == ("docker.io/library/b:1",)
+
+
+ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
+
+
+@pytest.mark.skipif(shutil.which("zstd") is None, reason="the program zstd is not here")
+def test_a_damaged_zstd_layer_is_refused(tmp_path: Path) -> None:
+    def pack(data: bytes) -> bytes:
+        return ZSTD_MAGIC + b"damaged"
+
+    layout = build.oci_layout(tmp_path / "layout", "app:1", LAYERS, pack=pack)
+    store = ImageStore(tmp_path / "images")
+    with pytest.raises(ContainerError, match=r"damaged tar archive|cannot decompress it"):
+        store.load(layout)
+    assert store.images() == []
+
+
+@pytest.mark.parametrize("what", ["layers", "archive"])
+def test_zstd_without_its_program_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    if what == "layers":
+        path = build.oci_layout(tmp_path / "layout", "app:1", LAYERS, pack=lambda d: ZSTD_MAGIC + d)
+    else:
+        path = tmp_path / "app.tar.zst"
+        path.write_bytes(ZSTD_MAGIC + b"anything")
+    with pytest.raises(ContainerError, match="install the program `zstd`"):
+        ImageStore(tmp_path / "images").load(path)
 
 
 @pytest.mark.parametrize("suffix", [".tar", ".tar.gz"])
