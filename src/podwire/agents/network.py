@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import datetime as dt
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 
 from podwire.client import Api, Change, Informer, PatchType
@@ -63,6 +63,8 @@ class NodeNetworkAgent:
         self._mtu_of_uplink = 0
         self._reported = False
         self._monitor = NfMonitor(lambda _family, table: table in _TABLES)
+        self._programmed: frozenset[str] = frozenset()
+        self._reprogrammed = asyncio.Condition()
         self.configured = asyncio.Event()
 
     @property
@@ -119,13 +121,24 @@ class NodeNetworkAgent:
         # The podCIDR may be there before the addresses: either without the other is no network.
         if node is None or not node.pod_cidrs or not node.addresses:
             return
-        desired = compile_node_network(node, self._peers.values(), self.config, self._uplink_mtu())
+        peers = list(self._peers.values())
+        desired = compile_node_network(node, peers, self.config, self._uplink_mtu())
         if desired != self._applied:
             self._apply(desired)
         if not self.configured.is_set():
             self._pod_network.configure(node.pod_cidrs, self._node_links(node, desired))
             self.configured.set()
+        async with self._reprogrammed:
+            self._programmed = frozenset(
+                peer.name for peer in peers if peer.pod_cidrs and peer.addresses
+            )
+            self._reprogrammed.notify_all()
         await self._report()
+
+    async def wait_routes(self, nodes: Collection[str]) -> None:
+        """Return when the routes to all of these nodes stand (those that have pods at all)."""
+        async with self._reprogrammed:
+            await self._reprogrammed.wait_for(lambda: self._programmed.issuperset(nodes))
 
     def _uplink_mtu(self) -> int:
         if self._applied is not None:
