@@ -93,7 +93,8 @@ def compiled(service: Service, *slices: EndpointSlice, node: NodeView = NODE) ->
 
 
 def domain_of(vips: frozenset[bytes]) -> Domain:
-    return Domain(address_ranges(SERVICE_CIDRS), address_ranges(CLUSTER_CIDRS), vips)
+    own = frozenset(address.packed for address in NODE.addresses)
+    return Domain(address_ranges(SERVICE_CIDRS), address_ranges(CLUSTER_CIDRS), vips, own)
 
 
 # --- random worlds ------------------------------------------------------------------------------

@@ -149,7 +149,7 @@ class ServiceAgent:
         """Somebody else changed our tables: look once, and mend."""
         found = self.backend.foreign()
         if found:
-            _LOG.warning("services: changed by others, mending: %.200s", "; ".join(found))
+            _LOG.warning("services: changed by others, mending: %s", "; ".join(found[:3]))
             self._mend = True
             self._wake.set()
 
@@ -251,7 +251,10 @@ class ServiceAgent:
         ranges = self._ranges()
         vips = frozenset(f.key.ip for f in self.claims.frontends.values() if f.exclusive)
         return Domain(
-            address_ranges(ranges.service_cidrs), address_ranges(ranges.cluster_cidrs), vips
+            address_ranges(ranges.service_cidrs),
+            address_ranges(ranges.cluster_cidrs),
+            vips,
+            frozenset(address.packed for address in self.view.addresses),
         )
 
     # --- compile, plan, apply -------------------------------------------------------------------

@@ -38,11 +38,14 @@ class Domain:
     """Address ranges all Services of a cluster share, as (first, last) pairs of packed addresses.
 
     `vips` are addresses that belong to Services alone: there, a port nobody serves is refused.
+    `node_addresses` are the node's own: what is delivered there does not leave, and so keeps its
+    source.
     """
 
     service_ranges: Ranges = ()
     cluster_ranges: Ranges = ()
     vips: frozenset[bytes] = frozenset()
+    node_addresses: frozenset[bytes] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -91,8 +94,10 @@ def _masquerade_rule(
     off_cluster = within(packet.dst, domain.service_ranges) and not within(
         packet.src, domain.cluster_ranges
     )
-    if frontend.masquerade or off_cluster or packet.from_node:
+    if packet.from_node:
         return lambda _: True
+    if frontend.masquerade or off_cluster:
+        return lambda backend: backend.ip not in domain.node_addresses
     return lambda backend: backend.ip == packet.src and backend.local
 
 

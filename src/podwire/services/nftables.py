@@ -11,7 +11,7 @@ when an element with a verdict comes, and walks all verdicts of every map then; 
 numbers, and the verdicts are in the short maps `chains` and `inner`. Element data is what netlink
 carries (registers as bytes), rules and chains are text.
 
-A packet carries the number, and with affinity its backend's, in its priority (`meta priority`):
+A packet carries the number, then the index drawn or its backend's number, in its priority:
 the marks of others stay as they are, and IPv4 forwarding sets the priority anew from the TOS.
 
     chain                what a connection meets there
@@ -214,6 +214,7 @@ class Words:
         self.family = FAMILY_NAMES[version]
         self.daddr = f"{self.family} daddr"
         self.saddr = f"{self.family} saddr"
+        self.type = f"ipv{version}_addr"
         self.key = f"{self.daddr} . meta l4proto . th dport"
         self.dnat = f"dnat {self.family} to"
         self.client = f"{self.saddr} . {self.key}"
@@ -247,7 +248,8 @@ def render_chain(name: str, version: int) -> list[str]:
         "maglev": f"jhash {words.saddr} . th sport mod {count} seed 0x1",
         "maglev-source": f"jhash {words.saddr} mod {count} seed 0x1",
     }[kind]
-    return [f"{words.dnat} {words.key} . {index}{offset} map @{ENDPOINTS}", miss]
+    lookup = f"{words.dnat} {words.key} . meta priority map @{ENDPOINTS}"
+    return [f"meta priority set {index}{offset} {lookup}", miss]
 
 
 def needed_chains(verdict: str) -> list[str]:
@@ -321,9 +323,11 @@ def _numbered(table: str, names: Iterable[str], where: str = CHAINS) -> list[str
 
 def _declarations(words: Words, table: str) -> list[str]:
     key = words.key
-    # `th dport` as data makes nft 1.0.6 refuse every later rule that names the map ("conflicting
-    # protocols"); tcp's has the same type.
-    backend = f"{words.daddr} . tcp dport"
+    # What leads to `dnat` is declared by `type`. With `typeof` nft 1.0.6 takes the expressions of
+    # the data for matches: `tcp dport` makes every rule that names the map one for TCP alone, `th
+    # dport` makes it refuse the rule ("conflicting protocols").
+    backend = f"{words.type} . inet_service"
+    choice = f"{words.type} . inet_proto . inet_service . classid : {backend}"
     index = "numgen random mod 65535"
     return [
         f"set {table} {SERVICE_CIDRS} {{ typeof {words.daddr}; flags interval; }}",
@@ -336,9 +340,9 @@ def _declarations(words: Words, table: str) -> list[str]:
         f"map {table} {INTERNAL} {{ typeof {key} : meta priority; }}",
         f"map {table} {CHAINS} {{ typeof meta priority : verdict; }}",
         f"map {table} {INNER} {{ typeof meta priority : verdict; }}",
-        f"map {table} {ENDPOINTS} {{ typeof {key} . {index} : {backend}; counter; }}",
+        f"map {table} {ENDPOINTS} {{ type {choice}; counter; }}",
         f"map {table} {BACKEND_IDS} {{ typeof {key} . {index} : meta priority; }}",
-        f"map {table} {BACKENDS_BY_ID} {{ typeof {key} . meta priority : {backend}; counter; }}",
+        f"map {table} {BACKENDS_BY_ID} {{ type {choice}; counter; }}",
         (
             f"map {table} {AFFINITY} {{ typeof {words.client_type} : meta priority; "
             f"flags dynamic,timeout; size {_AFFINITY_SIZE}; }}"

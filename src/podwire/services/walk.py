@@ -67,6 +67,7 @@ class CompiledRuleset:
         service_cidrs: tuple[Network, ...],
         cluster_cidrs: tuple[Network, ...],
         chains: Iterable[str] = (),
+        node_addresses: frozenset[bytes] = frozenset(),
     ) -> None:
         self._words = nf.Words(version)
         self._sets = sets
@@ -76,6 +77,7 @@ class CompiledRuleset:
             nf.CLUSTER_CIDRS: _pairs(cluster_cidrs, version),
         }
         self._version = version
+        self._node_addresses = node_addresses
         outer = [nf.REFUSE, nf.NOBODY_LOCAL]
         self._chains = {
             nf.CHAINS: {
@@ -100,12 +102,10 @@ class CompiledRuleset:
     def check_chain(self, chain: str, base: bytes) -> None:
         """Every index the choosing chain can draw for the frontend `base` has a backend."""
         for rule in self.rules(chain):
-            for start, name in ((". numgen", nf.BACKEND_IDS), (". numgen", nf.ENDPOINTS)):
-                if f"map @{name}" in rule and (start in rule or "jhash" in rule):
-                    text = rule.partition(f"{self._words.key} . ")[2].partition(" map @")[0]
-                    for index in _indexes(text):
-                        data = self._sets[name].get(base + nf.pack_index(index))
-                        assert isinstance(data, bytes), f"{chain}: index {index} misses"
+            for name, indexes in _drawn(rule):
+                for index in indexes:
+                    data = self._sets[name].get(base + nf.pack_index(index))
+                    assert isinstance(data, bytes), f"{chain}: index {index} misses"
 
     def rules(self, chain: str) -> list[str]:
         return self._base.get(chain) or nf.render_chain(chain, self._version)
@@ -144,6 +144,7 @@ class CompiledRuleset:
             self._vmap,
             self._remembered,
             self._mark_by_index,
+            self._draw,
             self._dnat_by_mark,
             self._dnat,
             self._source_in,
@@ -206,6 +207,9 @@ class CompiledRuleset:
         ]
         _require(None not in self._chosen)
 
+    def _draw(self, found: re.Match[str], state: _State) -> None:
+        self._drawn = _indexes(found["index"])
+
     def _dnat_by_mark(self, found: re.Match[str], state: _State) -> None:
         base = self._key(state.packet)
         backends = set()
@@ -220,7 +224,7 @@ class CompiledRuleset:
     def _dnat(self, found: re.Match[str], state: _State) -> None:
         base = self._key(state.packet)
         backends = set()
-        for index in _indexes(found["index"]):
+        for index in self._drawn:
             data = self._sets[nf.ENDPOINTS].get(base + nf.pack_index(index))
             _require(isinstance(data, bytes))
             assert isinstance(data, bytes)
@@ -249,6 +253,8 @@ class CompiledRuleset:
     def _is_masqueraded(self, backend: Backend, state: _State) -> bool:
         """The postrouting chain, for a packet that was translated to `backend`."""
         packet = state.packet
+        if backend.ip in self._node_addresses and not packet.from_node:
+            return False  # delivered here: it passes no postrouting
         meaning = {
             "meta mark &": bool(state.mark & SERVICES_MASQUERADE_MARK),
             f"ct status dnat {self._words.saddr} . {self._words.daddr} @{nf.HAIRPIN}": (
@@ -278,8 +284,9 @@ def _cached_patterns(key: str, saddr: str, daddr: str, client: str) -> tuple[re.
         r"meta priority vmap @(\S+)",
         rf"(?:meta priority set {client} map|update|delete) @{nf.AFFINITY}[^}}]*(?:}}.*)?$",
         rf"meta priority set {key} \. (?P<index>.+) map @{nf.BACKEND_IDS}",
+        r"meta priority set (?P<index>(?:numgen random|jhash) .+?) (?=dnat )",
         rf"dnat \S+ to {key} \. meta priority map @{nf.BACKENDS_BY_ID}",
-        rf"dnat \S+ to {key} \. (?P<index>.+) map @{nf.ENDPOINTS}",
+        rf"dnat \S+ to {key} \. meta priority map @{nf.ENDPOINTS}",
         rf"{saddr} @(\S+)",
         rf"{daddr} @(\S+)",
         r"fib saddr type local",
@@ -319,6 +326,16 @@ def _indexes(text: str) -> range:
     assert found, text
     offset = int(found[2] or 0)
     return range(offset, offset + int(found[1]))
+
+
+def _drawn(rule: str) -> Iterator[tuple[str, range]]:
+    """(map, indexes) of the look-ups of a rule whose index is drawn."""
+    for pattern, name in (
+        (r"meta priority set (numgen random .+?|jhash .+?) dnat .* map @endpoints", nf.ENDPOINTS),
+        (r"meta priority set .*(numgen random .+) map @backend-ids", nf.BACKEND_IDS),
+    ):
+        if found := re.fullmatch(pattern, rule):
+            yield name, _indexes(found[1])
 
 
 def _require(condition: bool) -> None:
