@@ -149,7 +149,7 @@ class ServiceAgent:
         """Somebody else changed our tables: look once, and mend."""
         found = self.backend.foreign()
         if found:
-            _LOG.warning("services: changed by others, mending: %s", "; ".join(found[:3]))
+            _LOG.warning("services: changed by others, mending: %.200s", "; ".join(found))
             self._mend = True
             self._wake.set()
 
