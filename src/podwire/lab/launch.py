@@ -45,6 +45,7 @@ _FIXED = (
     "node_mask",
     "mtu",
     "hairpin_mode",
+    "service_proxy",
     "non_masquerade_cidrs",
     "max_pods",
     "probe_delays",
