@@ -52,7 +52,7 @@ class IptablesBackend:
     def ruleset(self) -> Ruleset:
         return self._ruleset
 
-    def open(self, ranges: Ranges) -> None:
+    def open(self, ranges: Ranges) -> bool:
         flavour = iptables.working_flavour()
         if flavour is None:
             raise UnsupportedError(f"services: {ABSENT}")
@@ -64,6 +64,7 @@ class IptablesBackend:
             _LOG.warning("services: no match `recent` (xt_recent): sessionAffinity is not kept")
         self._ranges = ranges
         self._set_ranges()
+        return False
 
     def _set_ranges(self) -> None:
         ranges = self._ranges
@@ -90,7 +91,9 @@ class IptablesBackend:
             self.mend()
 
     def mend(self) -> None:
-        self._restore(self._ruleset.mend({family: self._saved(family) for family in self._families}))
+        self._restore(
+            self._ruleset.mend({family: self._saved(family) for family in self._families})
+        )
         self._started = True
 
     def _saved(self, family: Family) -> Tables:
@@ -118,7 +121,9 @@ class IptablesBackend:
     def _lost(self, family: Family) -> dict[str, list[str]]:
         found, wanted = self._saved(family), self._ruleset.tables(family)
         return {
-            table: [name for name, rules in wanted[table].items() if found[table].get(name) != rules]
+            table: [
+                name for name, rules in wanted[table].items() if found[table].get(name) != rules
+            ]
             for table in TABLES
         }
 

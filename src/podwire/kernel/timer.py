@@ -12,7 +12,6 @@ import time
 from typing import Final
 
 from podwire.errors import KernelError
-from podwire.kernel.handle import Handle
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -28,7 +27,7 @@ class _Itimerspec(ctypes.Structure):
 _NONBLOCK_CLOEXEC: Final = os.O_NONBLOCK | os.O_CLOEXEC
 
 
-class Timer(Handle):
+class Timer:
     """Readable `period_s` after it was made, and again after each period."""
 
     def __init__(self, period_s: float) -> None:

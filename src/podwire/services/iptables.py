@@ -4,7 +4,7 @@
             OUTPUT            -> OUTPUT -> SERVICES       (the node's own packets: marked)
             SERVICES          -> one rule per frontend    -> SVC | SVL | EXT | FW
             SERVICES          -> NODEPORTS                (destination is the node itself)
-            FW   allowed sources -> EXT                   EXT  mark -> SVC, or by client -> SVC | SVL
+            FW   allowed sources -> EXT;                  EXT: mark -> SVC, or by client SVC | SVL
             SVC  policy Cluster, SVL policy Local         -> SEP, by `recent`, then by `statistic`
             SEP  mark a pod that meets itself, DNAT
             POSTROUTING       -> POSTROUTING: what is marked is masqueraded

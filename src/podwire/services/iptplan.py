@@ -215,7 +215,7 @@ def _jump_changes(chain: str, former: str, wanted: str) -> Iterator[str]:
 
 
 def parse_save(text: str) -> Chains:
-    """Our chains in what iptables-save printed, and of built-in ones the rules that lead to them."""
+    """Our chains in what iptables-save printed; of built-in ones the rules that lead to them."""
     found: dict[str, list[str]] = {}
     for line in text.splitlines(keepends=True):
         if line.startswith(":"):
