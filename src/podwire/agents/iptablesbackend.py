@@ -16,6 +16,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 
+import msgspec
+
 from podwire.agents.servicekernel import Ranges
 from podwire.errors import KernelError, UnsupportedError
 from podwire.kernel import iptables
@@ -28,6 +30,7 @@ from podwire.services.iptplan import TABLES, Ruleset, Tables, parse_save
 
 _LOG = logging.getLogger(__name__)
 _LOOK_S = 30.0
+_TOLD = 3
 _FAMILIES: dict[int, Family] = {4: 4, 6: 6}
 _FAMILY_NAMES = ("ip", "ip6")
 
@@ -62,6 +65,7 @@ class IptablesBackend:
         self._affinity = iptables.has_recent(flavour)
         if not self._affinity:
             _LOG.warning("services: no match `recent` (xt_recent): sessionAffinity is not kept")
+        self._monitor.read()  # what was tried
         self._ranges = ranges
         self._set_ranges()
         return False
@@ -109,7 +113,7 @@ class IptablesBackend:
 
     def foreign(self) -> list[str]:
         if self._timer is None:
-            return [str(found) for found in self._monitor.read() if _concerns_us(found)]
+            return [_shortened(found) for found in self._monitor.read() if _concerns_us(found)]
         self._timer.read()
         return [
             f"table {table} (IPv{family}): {len(lost)} chains are not as they were left"
@@ -138,6 +142,13 @@ ABSENT = "no iptables works here; install the package iptables or use --service-
 
 def _concerns_us(transaction: Transaction) -> bool:
     return transaction.lost or any(map(_is_ours, transaction.events))
+
+
+def _shortened(transaction: Transaction) -> str:
+    """A flush deletes every rule one by one: a few are enough for people."""
+    more = len(transaction.events) - _TOLD
+    some = str(msgspec.structs.replace(transaction, events=transaction.events[:_TOLD]))
+    return f"{some} and {more} more" if more > 0 else some
 
 
 def _is_ours(event: Event) -> bool:
