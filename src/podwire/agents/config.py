@@ -7,7 +7,7 @@ from typing import Literal, TypeAlias
 
 from podwire.services.model import Network
 
-ServiceProxy: TypeAlias = Literal["nftables"]
+ServiceProxy: TypeAlias = Literal["nftables", "iptables"]
 
 
 @dataclass(frozen=True)

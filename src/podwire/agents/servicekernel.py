@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import socket
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -182,7 +182,3 @@ class FlowCleaner:
 
     def close(self) -> None:
         self._conntrack.close()
-
-
-BackendFactory = Callable[[Iterable[int], Claims], ServiceBackend]
-BACKENDS: dict[str, BackendFactory] = {"nftables": NftablesBackend}

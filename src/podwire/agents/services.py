@@ -18,8 +18,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from ipaddress import ip_address, ip_network
 
+from podwire.agents.backends import BACKENDS
 from podwire.agents.config import ServiceConfig
-from podwire.agents.servicekernel import BACKENDS, FlowCleaner, Ranges
+from podwire.agents.servicekernel import FlowCleaner, Ranges
 from podwire.client import Api, Change, EventRecorder, Informer
 from podwire.errors import KernelError
 from podwire.objects import kinds

@@ -33,6 +33,7 @@ _SPEC_FLAGS = (
     "overlay",
     "hairpin_mode",
     "ip_family",
+    "service_proxy",
     "pod_cidrs",
     "service_cidrs",
     "node_cidrs",
@@ -66,6 +67,11 @@ _PLAN_ROLES: dict[str, Literal["nodes", "pods", "services"]] = {
     help="kubenet: how a pod reaches itself through a Service (default hairpin-veth).",
 )
 @click.option("--ip-family", type=click.Choice(("ipv4", "ipv6", "dual")), help="Default: ipv4.")
+@click.option(
+    "--service-proxy",
+    type=click.Choice(("nftables", "iptables")),
+    help="What programmes Services on every node (default nftables).",
+)
 @click.option("--pod-cidr", "pod_cidrs", multiple=True, help="Cluster CIDR, one per family.")
 @click.option("--service-cidr", "service_cidrs", multiple=True, help="One per family.")
 @click.option("--node-cidr", "node_cidrs", multiple=True, help="The nodes' segment, per family.")

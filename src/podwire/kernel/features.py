@@ -46,6 +46,7 @@ class Features(Struct, frozen=True):
     nft_nat: bool = False
     flowtable: bool = False
     iptables: bool = False
+    iptables_recent: bool = False
     sctp: bool = False
     overlayfs: bool = False
     cgroup2: bool = False
@@ -73,6 +74,7 @@ EXPLAIN: Final[dict[str, str]] = {
     "nft_nat": "no NAT in nftables: Services do not work; load nft_nat and nft_masq",
     "flowtable": "no flowtables: forwarding has no fast path; load the module nf_flow_table",
     "iptables": "no usable iptables: --service-proxy iptables is refused; install iptables",
+    "iptables_recent": "no xt_recent: with --service-proxy iptables, sessionAffinity is not kept",
     "sctp": "no SCTP sockets: stand-ins cannot serve SCTP ports; load the module sctp",
     "overlayfs": "no overlayfs here: images are copied instead of layered",
     "cgroup2": "no cgroup v2 hierarchy is mounted: containers are not grouped",
@@ -180,7 +182,8 @@ def _probe_everything() -> Features:
             nft=_nft("add table inet p"),
             nft_nat=_nft(_NAT_TABLE),
             flowtable=_nft(_FLOW_TABLE),
-            iptables=iptables.working_flavour() is not None,
+            iptables=(flavour := iptables.working_flavour()) is not None,
+            iptables_recent=flavour is not None and iptables.has_recent(flavour),
             sctp=_sctp(),
             overlayfs=_overlayfs(),
             cgroup2=cgroup2,

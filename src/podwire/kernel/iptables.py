@@ -20,6 +20,7 @@ import os
 import re
 import shutil
 import subprocess
+from collections.abc import Callable
 from typing import Final, Literal, TypeAlias
 
 from podwire.errors import KernelError, UnsupportedError
@@ -35,6 +36,7 @@ _STDERR_LIMIT: Final = 2000
 _PATH: Final = "/usr/local/sbin:/usr/sbin:/sbin"
 _FLAVOURS: Final = ("", "-nft", "-legacy")
 
+# One rule of each kind Services cannot do without; then what session affinity needs.
 PROBE: Final = """*nat
 :PODWIRE-PROBE - [0:0]
 -A PODWIRE-PROBE -m comment --comment probe -m statistic --mode random --probability 0.5 -j RETURN
@@ -42,6 +44,12 @@ PROBE: Final = """*nat
 -A PODWIRE-PROBE -m mark --mark 0x4000/0x4000 -j MASQUERADE --random-fully
 COMMIT
 """
+RECENT_PROBE: Final = """*nat
+:PODWIRE-PROBE - [0:0]
+-A PODWIRE-PROBE -m recent --rcheck --seconds 1 --reap --name PODWIRE-PROBE -j RETURN
+COMMIT
+"""
+_PROBE_GONE: Final = "*nat\n:PODWIRE-PROBE - [0:0]\n-X PODWIRE-PROBE\nCOMMIT\n"
 
 
 def _program(family: Family, flavour: str, verb: str) -> str | None:
@@ -68,21 +76,39 @@ def variant(flavour: str = "") -> Variant | None:
 def working_flavour() -> str | None:
     """Which programs ("", "-nft", "-legacy" behind the name) load rules here; None: none do.
 
-    Tries for real, so only in a namespace that is thrown away. The default comes first.
+    Tries for real, in a chain nothing leads to and that is gone afterwards. The default comes
+    first.
     """
-    for flavour in _FLAVOURS:
-        try:
-            for family in (4, 6):
-                text = PROBE if family == 4 else PROBE.replace("127.0.0.1:2", "[::1]:2")
-                restore(text, 4 if family == 4 else 6, flavour=flavour)
-        except KernelError:
-            continue
-        return flavour
-    return None
+    return next((f for f in _FLAVOURS if _loads(PROBE, 4, f) and _loads(PROBE, 6, f)), None)
 
 
-def restore(text: str, family: Family = 4, ns: int | None = None, *, flavour: str = "") -> None:
+def has_recent(flavour: str = "") -> bool:
+    """Whether the match `recent` is there, by which a client keeps its backend."""
+    return _loads(RECENT_PROBE, 4, flavour) and _loads(RECENT_PROBE, 6, flavour)
+
+
+def _loads(text: str, family: Family, flavour: str) -> bool:
+    if family == 6:
+        text = text.replace("127.0.0.1:2", "[::1]:2")
+    try:
+        restore(text + _PROBE_GONE, family, flavour=flavour)
+    except KernelError:
+        return False
+    return True
+
+
+def restore(
+    text: str,
+    family: Family = 4,
+    ns: int | None = None,
+    *,
+    flavour: str = "",
+    started: Callable[[int], None] | None = None,
+) -> None:
     """Commit the text, table by table, in the namespace `ns` (None: the calling thread's).
+
+    `started` gets the process number of the program before that is given the text: its netlink
+    port has the same number, so that a monitor can tell our changes from others'.
 
     Errors: `KernelError` with the line that failed and the program's stderr; tables committed
     before it stay. `UnsupportedError` where the program is missing.
@@ -90,7 +116,7 @@ def restore(text: str, family: Family = 4, ns: int | None = None, *, flavour: st
     if not text.strip():
         return
     program = _found(family, "restore", flavour)
-    _run([program, "--noflush", "-w", str(_WAIT_S)], text, ns)
+    _run([program, "--noflush", "-w", str(_WAIT_S)], text, ns, started)
 
 
 def save(table: str, family: Family = 4, ns: int | None = None, *, flavour: str = "") -> str:
@@ -98,14 +124,29 @@ def save(table: str, family: Family = 4, ns: int | None = None, *, flavour: str 
     return _run([_found(family, "save", flavour), "-t", table], "", ns)
 
 
-def _run(command: list[str], text: str, ns: int | None) -> str:
+def _run(
+    command: list[str],
+    text: str,
+    ns: int | None,
+    started: Callable[[int], None] | None = None,
+) -> str:
     with netns.maybe_entered(ns):
         guard.assert_not_host("iptables")
         # The child is a copy of this thread, so it starts in this namespace.
-        done = subprocess.run(command, input=text, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise _error(text, done.stderr, " ".join([os.path.basename(command[0]), *command[1:]]))
-    return done.stdout
+        child = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    with child:
+        if started is not None:
+            started(child.pid)
+        output, report = child.communicate(text)
+    if child.returncode:
+        raise _error(text, report, " ".join([os.path.basename(command[0]), *command[1:]]))
+    return output
 
 
 _LINE: Final = re.compile(r"\bline:? (\d+)\b")

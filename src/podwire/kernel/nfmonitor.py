@@ -16,6 +16,7 @@ cure is to look at everything.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import socket
@@ -119,7 +120,18 @@ class NfMonitor(nfnl.NfSocket):
     def ignore(self, *ports: int) -> None:
         """Transactions from these netlink ports (`NfElements.port`) are ours."""
         self._own_ports.update(ports)
-        program = _drop_ports(sorted(self._own_ports))
+        self._filter(self._own_ports)
+
+    @contextlib.contextmanager
+    def ignoring(self) -> Iterator[Callable[[int], None]]:
+        """For the time of a program of ours: give it that one's port."""
+        try:
+            yield lambda port: self._filter(self._own_ports | {port})
+        finally:
+            self._filter(self._own_ports)
+
+    def _filter(self, ports: Iterable[int]) -> None:
+        program = _drop_ports(sorted(ports))
         buffer = ctypes.create_string_buffer(program)
         fprog = struct.pack("@HP", len(program) // 8, ctypes.addressof(buffer))
         self._socket.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, fprog)

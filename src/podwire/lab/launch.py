@@ -22,8 +22,15 @@ from pathlib import Path
 
 import msgspec
 
-from podwire.errors import KernelError, LabError, LabExistsError, LabNotFoundError, UsageError
-from podwire.kernel import guard, proc
+from podwire.errors import (
+    KernelError,
+    LabError,
+    LabExistsError,
+    LabNotFoundError,
+    UnsupportedError,
+    UsageError,
+)
+from podwire.kernel import features, guard, proc
 from podwire.kernel.files import remove_tree
 from podwire.lab import kubeconfig, wire
 from podwire.lab.holder import HolderArguments, HolderRecord, write_spec
@@ -45,6 +52,7 @@ _FIXED = (
     "node_mask",
     "mtu",
     "hairpin_mode",
+    "service_proxy",
     "non_masquerade_cidrs",
     "max_pods",
     "probe_delays",
@@ -206,7 +214,14 @@ def _clear_leftovers(paths: LabPaths) -> None:
         leftover.unlink(missing_ok=True)
 
 
+def _check_service_proxy(spec: LabSpec) -> None:
+    """Before anything is built: an agent could only say so in its log."""
+    if spec.service_proxy == "iptables" and not features.probe().iptables:
+        raise UnsupportedError(f"lab {spec.name}: {features.EXPLAIN['iptables']}")
+
+
 def _launch(paths: LabPaths, spec: LabSpec, progress: Progress) -> None:
+    _check_service_proxy(spec)
     write_spec(paths, spec)
     with contextlib.ExitStack() as stack:
         api = stack.enter_context(_listen("127.0.0.1", _api_port(paths, spec)))

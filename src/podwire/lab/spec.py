@@ -21,7 +21,7 @@ from typing import Literal
 
 import msgspec
 
-from podwire.agents.config import ServiceConfig
+from podwire.agents.config import ServiceConfig, ServiceProxy
 from podwire.cni.config import (
     VXLAN_OVERHEAD,
     Address,
@@ -99,6 +99,7 @@ class LabSpec(msgspec.Struct, frozen=True, kw_only=True):
     overlay: Overlay = "none"
     hairpin_mode: HairpinMode = "hairpin-veth"
     ip_family: IpFamily = "ipv4"
+    service_proxy: ServiceProxy = "nftables"
     mtu: int = 0
     pod_cidrs: tuple[str, ...] = ()
     service_cidrs: tuple[str, ...] = ()
@@ -152,6 +153,7 @@ class LabSpec(msgspec.Struct, frozen=True, kw_only=True):
             families=self.families,
             cluster_cidrs=self.pod_networks(),
             service_cidrs=self.service_networks(),
+            backend=self.service_proxy,
         )
 
     def node_addresses(self, node: NodeSpec) -> tuple[Address, ...]:
