@@ -25,9 +25,12 @@ from service_net import HERE, ServiceNet, in_family
 from podwire.kernel import netns
 from podwire.kernel.conntrack import Conntrack
 from podwire.kernel.flows import Flow, Match, Tuple
+from podwire.kernel.hooks import SERVICES_TABLE
+from podwire.kernel.nfelements import NfElements
 from podwire.services.endpoints import Backend
 from podwire.services.evaluate import Packet, Verdict
 from podwire.services.model import PROTOCOLS
+from podwire.services.nftables import AFFINITY
 
 TCP, UDP, SCTP = PROTOCOLS["TCP"], PROTOCOLS["UDP"], PROTOCOLS["SCTP"]
 _FAMILIES = {4: socket.AF_INET, 16: socket.AF_INET6}
@@ -50,6 +53,7 @@ class Injector:
     def __init__(self, net: ServiceNet) -> None:
         self._net = net
         self._conntrack = Conntrack()
+        self._elements = NfElements()
         self._port = _FIRST_PORT
         self._wires: dict[bytes, _Wire] = {}
         for name, text in HERE.items():
@@ -65,6 +69,7 @@ class Injector:
     def __exit__(self, *_: object) -> None:
         for wire in {*self._wires.values(), self._uplink}:
             wire.close()
+        self._elements.close()
         self._conntrack.close()
 
     def _next_ports(self, count: int) -> range:
@@ -78,6 +83,15 @@ class Injector:
     def forget(self) -> None:
         for family in _FAMILIES.values():
             self._conntrack.delete_many(self._conntrack.dump(family))
+
+    def forget_affinity(self) -> None:
+        """No client is remembered: sticky clients choose anew."""
+        for family in ("ip", "ip6"):
+            self._elements.flush(family, SERVICES_TABLE, AFFINITY)
+
+    def udp_flows(self) -> list[Flow]:
+        match = Match(proto=UDP)
+        return [flow for f in _FAMILIES.values() for flow in self._conntrack.dump(f, match)]
 
     def send(self, packet: Packet, count: int) -> list[Result]:
         """`count` connections that differ by their source port."""

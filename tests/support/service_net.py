@@ -26,7 +26,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from ipaddress import ip_address, ip_interface, ip_network
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_interface, ip_network
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -213,6 +213,27 @@ class ServiceNet:
                 fd = self._create(name)
                 self.hosts[name] = Host(fd)
                 self._join(rtnl, name, fd, [HERE[name]])
+
+    def swallow(self, networks: Iterable[IPv4Network | IPv6Network]) -> None:
+        """These lead to a host that never says anything, where there is no better route."""
+        fd = self._create("sink")
+        near = "v-sink"
+        with Rtnl() as rtnl:
+            rtnl.apply(
+                [
+                    AddLink(name=near, kind=Veth(peer="eth0", mac=_MAC, netns=fd), mac=_MAC),
+                    SetLink(device=near, link_local=False),
+                    SetLink(device=near, up=True),
+                    *(Add(Neighbour(near, ip_address(g), _MAC)) for g in _GATEWAY.values()),
+                ]
+            )
+            with Rtnl.in_ns(fd) as far:
+                far.apply(
+                    [SetLink(device="eth0", link_local=False), SetLink(device="eth0", up=True)]
+                )
+            for network in networks:
+                via = ip_address(_GATEWAY[network.version])
+                rtnl.apply([Add(Route(destination=network, via=via, device=near, onlink=True))])
 
     def _create(self, name: str) -> int:
         fd = netns.create(self._scratch / name)
