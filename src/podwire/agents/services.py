@@ -249,8 +249,11 @@ class ServiceAgent:
     @property
     def domain(self) -> Domain:
         """The shared ranges, as `evaluate` wants them."""
-        ranges = self._ranges()
         vips = frozenset(f.key.ip for f in self.claims.frontends.values() if f.exclusive)
+        return self._domain(vips)
+
+    def _domain(self, vips: frozenset[bytes] = frozenset()) -> Domain:
+        ranges = self._ranges()
         return Domain(
             address_ranges(ranges.service_cidrs),
             address_ranges(ranges.cluster_cidrs),
@@ -395,8 +398,7 @@ class ServiceAgent:
         self._cleaning = None
         gone, self._gone = self._gone, []
         try:
-            domain = Domain(address_ranges(self._ranges().service_cidrs))
-            for stale in self.cleaner.clean(domain, gone):
+            for stale in self.cleaner.clean(self._domain(), gone):
                 _LOG.info("services: flow deleted (%s): %s", stale.reason, stale.flow)
         except KernelError as error:
             _LOG.warning("services: conntrack not cleaned: %s; trying again", error)

@@ -63,14 +63,20 @@ def within(ip: bytes, ranges: Ranges) -> bool:
     return any(len(ip) == len(first) and first <= ip <= last for first, last in ranges)
 
 
+def in_cluster(source: bytes, domain: Domain) -> bool:
+    """A pod or this node itself: not subject to externalTrafficPolicy."""
+    return source in domain.node_addresses or within(source, domain.cluster_ranges)
+
+
 def evaluate(packet: Packet, frontends: Mapping[FrontendKey, Frontend], domain: Domain) -> Outcome:
     frontend = frontends.get(FrontendKey(packet.dst, packet.protocol, packet.dport))
     if frontend is None:
         return _unserved(packet, domain)
     if frontend.ranges is not None and not within(packet.src, frontend.ranges):
         return Outcome("drop", "source not in loadBalancerSourceRanges", frontend=frontend)
-    in_cluster = packet.from_node or within(packet.src, domain.cluster_ranges)
-    short_cut = frontend.internal is not None and in_cluster
+    short_cut = frontend.internal is not None and (
+        packet.from_node or in_cluster(packet.src, domain)
+    )
     backends = frontend.internal if short_cut else frontend.backends
     if not backends:
         refused = short_cut or frontend.empty == "refuse"
