@@ -24,7 +24,7 @@ import struct
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_interface, ip_network
 from pathlib import Path
@@ -36,8 +36,8 @@ from podwire.kernel.conntrack import Conntrack
 from podwire.kernel.nft import Nft
 from podwire.kernel.requests import (
     Add,
-    Address,
     AddLink,
+    Address,
     Neighbour,
     Request,
     Route,
@@ -279,7 +279,9 @@ class ServiceNet:
             requests.append(
                 Add(
                     Rule(
-                        priority=10, table=_TO_NODE, input_device=f"v-{name}",
+                        priority=10,
+                        table=_TO_NODE,
+                        input_device=f"v-{name}",
                         family=4 if version == 4 else 6,
                     )
                 )
@@ -480,25 +482,77 @@ def wait(condition: Any, timeout_s: float = 10.0) -> Any:
         time.sleep(0.005)
 
 
-@contextlib.contextmanager
-def one_way(net: ServiceNet, ask: Ask, pause_s: float = 0.0005) -> Iterator[socket.socket]:
-    """A sender that never listens and never stops, from one and the same port."""
-    sock = net.socket(ask)
-    sock.setblocking(True)
-    ended = threading.Event()
+class Sender:
+    """Somebody who sends datagrams from one and the same port, never listens and never stops."""
 
-    def send() -> None:
-        while not ended.is_set():
+    def __init__(self, net: ServiceNet, ask: Ask, pause_s: float = 0.0005) -> None:
+        self._ask, self._pause_s = ask, pause_s
+        self._socket = net.socket(ask)
+        self._socket.setblocking(True)
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="one-way")
+        self.sent = 0
+
+    def __enter__(self) -> Sender:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+        self._socket.close()
+
+    def _run(self) -> None:
+        while not self._ended.is_set():
             # Refusals come back as errors of the next call; this sender does not mind.
             with contextlib.suppress(OSError):
-                sock.sendto(ONE_WAY, (ask.dst, ask.port))
-            ended.wait(pause_s)
+                self._socket.sendto(ONE_WAY, (self._ask.dst, self._ask.port))
+            self.sent += 1
+            self._ended.wait(self._pause_s)
 
-    thread = threading.Thread(target=send, name="one-way")
-    thread.start()
-    try:
-        yield sock
-    finally:
-        ended.set()
-        thread.join()
-        sock.close()
+    def wait_sent(self, count: int) -> None:
+        """Return when so many more were sent."""
+        goal = self.sent + count
+        wait(lambda: self.sent >= goal)
+
+
+class Connecting:
+    """Somebody who opens new connections as fast as possible; what was not answered is kept."""
+
+    def __init__(self, net: ServiceNet, asks: Sequence[Ask]) -> None:
+        self._net, self._asks = net, asks
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="connecting")
+        self.answers: Counter[tuple[str, int]] = Counter()
+        self.failures: list[Answer] = []
+        self.error: BaseException | None = None
+
+    def __enter__(self) -> Connecting:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+        if self.error is not None:
+            raise self.error
+
+    def _run(self) -> None:
+        try:
+            while not self._ended.is_set():
+                for answer in self._net.ask(self._asks, patience_s=3.0):
+                    if answer.verdict == "answered":
+                        self.answers[answer.host, answer.port] += 1
+                    else:
+                        self.failures.append(answer)
+        except BaseException as error:
+            self.error = error
+
+    @property
+    def total(self) -> int:
+        return self.answers.total() + len(self.failures)
+
+    def wait_asked(self, count: int) -> None:
+        """Return when so many more have ended."""
+        goal = self.total + count
+        wait(lambda: self.total >= goal or self.error, timeout_s=30.0)

@@ -2,9 +2,10 @@
 
     row: Services and slices, and for each packet where it may end
 
-Packets are written as upstream's packet flow tests are (k/k pkg/proxy/nftables/proxier_test.go): from
-a host of `service_net`, to an address and port. Where it may end is a list of hosts: `here-a` sees
-its client, `here-a*` sees the node instead (masqueraded), `here-a:8081` is another port than 8080.
+Packets are written as in upstream's packet flow tests (k/k pkg/proxy/nftables/proxier_test.go):
+from a host of `service_net`, to an address and port. Where it may end is a list of hosts: `here-a`
+sees its client, `here-a*` sees the node instead (masqueraded), `here-a:8081` is another port than
+8080.
 Everything is written in IPv4 and TCP, and holds in IPv6, UDP and SCTP as well.
 """
 
@@ -619,8 +620,8 @@ _BALANCER_ROWS = (
         passed("outside", f"{NODE_IP}:{NODE_PORT}"),
     ),
     row(
-        "Services should be possible to connect to a service via ExternalIP when the external IP is "
-        "not assigned to a node",
+        "Services should be possible to connect to a service via ExternalIP when the external IP "
+        "is not assigned to a node",
         Svc({"externalIPs": [EXTERNAL]}, MIXED),
         to("here-c far-b node outside", EXTERNAL_IP, "here-a* far-a*"),
     ),

@@ -54,9 +54,9 @@ def test_the_compiled_ruleset(row: Row) -> None:
         sets: Mapping[str, Mapping[Key, Data]] = {n: elements[version, n] for n in SETS}
         chains = ruleset.chains()[version]
         own = frozenset(address.packed for address in row.node.addresses)
-        walk = CompiledRuleset(
-            version, sets, SERVICE_CIDRS, CLUSTER_CIDRS, chains, own
-        ).walk(packet)
+        walk = CompiledRuleset(version, sets, SERVICE_CIDRS, CLUSTER_CIDRS, chains, own).walk(
+            packet
+        )
         assert walk.verdict == case.verdict, (case, walk.path)
         assert backends_of(walk.backends) == case.backends(case.ends), (case, walk.path)
         assert backends_of(walk.masqueraded) == case.backends(case.masqueraded), (case, walk.path)
