@@ -5,8 +5,8 @@
             SERVICES          -> one rule per frontend    -> SVC | SVL | EXT | FW
             SERVICES          -> NODEPORTS                (destination is the node itself)
             FW   allowed sources -> EXT;                  EXT: mark -> SVC, or by client SVC | SVL
-            SVC  policy Cluster, SVL policy Local         -> SEP, by `recent`, then by `statistic`
-            SEP  mark a pod that meets itself, DNAT
+            SVC  policy Cluster, SVL policy Local: by `recent`, then by `statistic` -> DNAT | SEP
+            SEP  mark a pod that meets itself, remember the client, DNAT
             POSTROUTING       -> POSTROUTING: what is marked is masqueraded
     filter  INPUT, FORWARD, OUTPUT -> SERVICES: REJECT or DROP what nat had no endpoint for
 
@@ -246,23 +246,34 @@ class _GroupWriter:
         if name in self._to.nat:
             return name
         affinity_s = frontend.affinity_s if self._node.affinity else 0
-        chains = [self._endpoint(b, bool(affinity_s)) for b in backends]
-        comments = [f'-m comment --comment "{self._group} -> {b}"' for b in backends]
         rules = []
         if affinity_s:
-            mask = _ANYONE[self._node.version]
-            rules += [
-                f"-A {name} {comment} -m recent --rcheck --seconds {affinity_s} --reap "
-                f"--name {chain} --mask {mask} --rsource -j {chain}\n"
-                for chain, comment in zip(chains, comments, strict=True)
-            ]
+            rules += [self._remembered(name, backend, affinity_s) for backend in backends]
         chances = _chances(backends, frontend.weights)
-        for chain, comment, chance in zip(chains, comments, chances, strict=True):
-            rules.append(f"-A {name} {comment} {chance}-j {chain}\n")
+        for backend, chance in zip(backends, chances, strict=True):
+            # 1.8.9 (nf_tables) needs 88 s to load 100,000 chains, and crashes when it saves them;
+            # 100,000 rules are no trouble. So only what needs two rules has a chain of its own.
+            if backend.local or affinity_s:
+                head, target = f"-A {name}", self._endpoint(backend, bool(affinity_s))
+            else:
+                head = f"-A {name} -p {self._protocol}"
+                target = f"DNAT --to-destination {backend}"
+            rules.append(f"{head} {self._leads_to(backend)} {chance}-j {target}\n")
         self._to.nat[name] = "".join(rules)
         return name
 
+    def _leads_to(self, backend: Backend) -> str:
+        return f'-m comment --comment "{self._group} -> {backend}"'
+
+    def _remembered(self, chain: str, backend: Backend, affinity_s: int) -> str:
+        name = self._endpoint(backend, True)
+        return (
+            f"-A {chain} {self._leads_to(backend)} -m recent --rcheck --seconds {affinity_s} "
+            f"--reap --name {name} --mask {_ANYONE[self._node.version]} --rsource -j {name}\n"
+        )
+
     def _endpoint(self, backend: Backend, affinity: bool) -> str:
+        """Mark a pod that meets itself, remember the client, translate."""
         name = self._group.chain("SEP", str(backend))
         if name in self._to.nat:
             return name
