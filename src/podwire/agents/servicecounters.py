@@ -145,9 +145,7 @@ class ServiceCounters:
                     drops[name] = before[0] + packets, before[1] + octets
             match = flows.Match(status=flows.DST_NAT)
             sum_flows(self._conntrack.dump(_FAMILIES[version], match), live)
-        return _Raw(
-            elements, drops, live, self._conntrack.count(), self._conntrack.maximum()
-        )
+        return _Raw(elements, drops, live, self._conntrack.count(), self._conntrack.maximum())
 
     def _combine(self, raw: _Raw) -> Reading:
         frontends = self._claims.frontends

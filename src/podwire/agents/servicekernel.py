@@ -19,8 +19,8 @@ from podwire.kernel.conntrack import Conntrack
 from podwire.kernel.flows import Match
 from podwire.kernel.nfcounters import NfCounters
 from podwire.kernel.nfelements import Change, NfElements
-from podwire.kernel.nfpack import Key
 from podwire.kernel.nfmonitor import NfMonitor
+from podwire.kernel.nfpack import Key
 from podwire.kernel.nft import Nft
 from podwire.services import nftables as nf
 from podwire.services.claims import Claims

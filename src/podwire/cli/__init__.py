@@ -35,6 +35,8 @@ _COMMANDS = {
     "shell": "podwire.cli.objects:shell",
     "status": "podwire.cli.lab:status",
     "up": "podwire.cli.lab:up",
+    "wait": "podwire.cli.services:wait",
+    "why": "podwire.cli.why:why",
 }
 
 

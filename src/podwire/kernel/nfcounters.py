@@ -103,8 +103,6 @@ class NfCounters(NfElements):
         return found
 
 
-
-
 def _parse(messages: Iterable[bytes]) -> dict[Key, Counted]:
     found: dict[Key, Counted] = {}
     for key, element in parse_keyed(list(messages)):

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from podwire.services.claims import Owner
 
-
 CONDITION = "ServicesProgrammed"
 """The Node condition that tells the number."""
 _INTERVAL_S = 1.0

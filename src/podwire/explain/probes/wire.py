@@ -33,8 +33,8 @@ class Probe(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     knows where their network namespaces are pinned. `netns` names a pin directly and wins.
     `payload` is what a UDP probe sends; stand-ins answer any but agnhost's own words with who they
     are. `source_port` is the first socket's (0: any), for who wants to follow its packets; it goes
-    with a `source_address`. `size` pads an ICMP echo to that many bytes of IP packet and forbids fragmentation: the way
-    to test a path's MTU.
+    with a `source_address`. `size` pads an ICMP echo to that many bytes of IP packet and forbids
+    fragmentation: the way to test a path's MTU.
     """
 
     address: str
