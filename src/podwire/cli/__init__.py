@@ -18,7 +18,7 @@ from podwire.errors import PodwireError
 
 _COMMANDS = {
     "apply": "podwire.cli.objects:apply",
-    "check": "podwire.cli.lab:check",
+    "check": "podwire.cli.check:check",
     "delete": "podwire.cli.objects:delete",
     "demo": "podwire.cli.demo:demo",
     "down": "podwire.cli.lab:down",

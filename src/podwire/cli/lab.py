@@ -371,21 +371,3 @@ def publish(publish: str, lab: str | None) -> None:
     name = launch.choose(lab)
     port = podwire.Lab(name).publish(publish)
     click.echo(f"127.0.0.1:{port} -> {specs.parse_publish(publish).target}")
-
-
-@click.command()
-@output_option
-def check(output: str) -> None:
-    """Tell what this machine's kernel offers to labs."""
-    from podwire.kernel import features
-
-    found = features.probe()
-    if print_structured(found, output):
-        return
-    missing = found.missing()
-    rows = [
-        [name, "no" if name in missing else "yes", missing.get(name, "")]
-        for name in found.__struct_fields__
-        if isinstance(getattr(found, name), bool)
-    ]
-    print_table("Kernel features", ["Feature", "There", "Without it"], rows)
