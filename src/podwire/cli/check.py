@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import click
 
 from podwire.cli.output import output_option, print_structured, print_table
 from podwire.errors import UsageError
+from podwire.explain.migration import Finding, advise
+from podwire.explain.nodedump import parse_dumps
+
+_COLOURS = {"breaks": "red", "changes": "yellow", "check": "cyan"}
 
 
 @click.command()
@@ -49,20 +54,22 @@ def check(files: tuple[str, ...], dumps: tuple[str, ...], output: str) -> None:
 
 
 def _advise(files: tuple[str, ...], dumps: tuple[str, ...], output: str) -> None:
-    from podwire.explain.migration import advise
-    from podwire.explain.nodedump import parse_dumps
     from podwire.lab import manifests
 
     objects = [document.obj for document in manifests.load(files)]
     found = advise(objects, parse_dumps({path: _read(path) for path in dumps}))
     if not print_structured(found, output):
-        rows = [[f.severity, f.object, f.title, f.action, f.source] for f in found]
-        columns = ["Severity", "Object", "What", "What to do", "Source"]
-        print_table("Moving to nftables", columns, rows)
-        if not found:
-            click.echo("nothing changes")
+        click.echo("\n".join(map(_lines, found)) or "nothing changes")
     if any(finding.severity == "breaks" for finding in found):
         raise click.exceptions.Exit(1)
+
+
+def _lines(finding: Finding) -> str:
+    severity = finding.severity.ljust(9)
+    if sys.stdout.isatty():
+        severity = click.style(severity, fg=_COLOURS.get(finding.severity, ""))
+    source = f" ({finding.source})" if finding.source else ""
+    return f"{severity}{finding.object}: {finding.title}{source}\n{' ' * 9}-> {finding.action}"
 
 
 def _read(path: str) -> str:

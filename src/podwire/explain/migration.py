@@ -308,9 +308,7 @@ def _scheduler(where: str, scheduler: str) -> Finding:
         object=where,
         title=f"IPVS scheduler {scheduler}: nftables chooses at random; nodes never shared what "
         "they count, so lc and its like balanced each node by itself",
-        action=_INSTEAD.get(
-            scheduler, "nothing, unless endpoints differ in strength: then weights"
-        ),
+        action=_INSTEAD.get(scheduler, otherwise),
         source="KEP-5495",
     )
 

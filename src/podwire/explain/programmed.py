@@ -14,10 +14,10 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 import aiohttp
 import msgspec
 
-from podwire.client import Api
+from podwire.client import Api, Informer
 from podwire.errors import ApiError, NotFoundError, PodwireError
 from podwire.objects import kinds
-from podwire.objects.core import Node, Service
+from podwire.objects.core import Node, Pod, Service
 from podwire.objects.discovery import EndpointSlice
 from podwire.objects.meta import Key, Object, View
 from podwire.services.model import HEADLESS_LABEL, PROXY_NAME_LABEL, ignored
@@ -185,6 +185,29 @@ def _node(
     )
 
 
+def unlisted_pods(
+    services: Iterable[Service], slices: Iterable[EndpointSlice], pods: Iterable[Pod]
+) -> list[str]:
+    """Ready pods that a Service selects and whose addresses its EndpointSlices do not have yet."""
+    listed: dict[Key, set[str]] = {}
+    for piece in slices:
+        key = Key(piece.metadata.namespace, piece.service_name)
+        addresses = (a for e in piece.endpoints if e.ready for a in e.addresses)
+        listed.setdefault(key, set()).update(addresses)
+    by_namespace: dict[str, list[Pod]] = {}
+    for pod in pods:
+        if pod.ready and not pod.deleting and not pod.finished:
+            by_namespace.setdefault(pod.metadata.namespace, []).append(pod)
+    return [
+        f"service {service.key}: pod {pod.metadata.name} is not in its EndpointSlices"
+        for service in services
+        if service.spec.selector and service.spec.type != "ExternalName"
+        for pod in by_namespace.get(service.metadata.namespace, ())
+        if service.spec.selector.items() <= pod.metadata.labels.items()
+        and not listed.get(service.key, set()) & {entry.ip for entry in pod.status.pod_ips}
+    ]
+
+
 # --- asking the cluster -------------------------------------------------------------------------
 
 
@@ -253,6 +276,41 @@ async def wait_services(
         for node, answer in zip(names, answers, strict=True)
         for key, why in answer.missing.items()
     }
+
+
+async def wait_listed(api: Api, timeout_s: float) -> list[str]:
+    """Return when every Ready pod is in the slices of the Services that select it.
+
+    Returns who is missing after `timeout_s`: slices may be somebody else's business.
+    """
+    informers: tuple[Informer[Service], Informer[EndpointSlice], Informer[Pod]] = (
+        Informer(api, kinds.SERVICE),
+        Informer(api, kinds.ENDPOINT_SLICE),
+        Informer(api, kinds.POD),
+    )
+    services, slices, pods = informers
+    changed = asyncio.Event()
+    tasks = []
+    for informer in informers:
+        informer.on_change(lambda _: changed.set())
+        tasks.append(asyncio.create_task(informer.run()))
+    found: list[str] = []
+    try:
+        async with asyncio.timeout(timeout_s):
+            for informer in informers:
+                await informer.synced.wait()
+            while found := unlisted_pods(
+                services.objects.values(), slices.objects.values(), pods.objects.values()
+            ):
+                changed.clear()
+                await changed.wait()
+    except TimeoutError:
+        pass
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    return found
 
 
 async def _ready_nodes(api: Api) -> list[str]:

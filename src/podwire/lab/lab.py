@@ -35,6 +35,8 @@ from podwire.runtime.oci.store import ImageStore
 
 R = TypeVar("R")
 _DEFAULT_WAIT_S = 60.0
+# The controllers write slices within milliseconds; where they do not, somebody else does.
+_LISTED_WAIT_S = 2.0
 
 
 @dataclass(frozen=True)
@@ -196,6 +198,7 @@ class Lab:
         async def wait(api: Api) -> waiting.Readiness:
             deadline = time.monotonic() + timeout_s
             found = await waiting.wait_ready(api, names, timeout_s, progress)
+            await programmed.wait_listed(api, _LISTED_WAIT_S)
             left = max(1.0, deadline - time.monotonic())
             missing = await programmed.wait_services(api, timeout_s=left, nodes=names)
             if missing:

@@ -10,6 +10,9 @@ Service is in the kernel at a version is its own entry's to say (`ServiceReport.
 
 from __future__ import annotations
 
+import re
+from typing import Final
+
 from podwire.services.claims import Owner
 
 CONDITION = "ServicesProgrammed"
@@ -59,17 +62,25 @@ class Progress:
 
 
 def describe_progress(progress: Progress) -> tuple[str, str, str]:
-    """(status, reason, message) of the condition."""
-    number = progress.number
+    """(status, reason, message) of the condition; `parse_progress` reads it."""
+    message = f"changes up to resourceVersion {progress.number} are in the kernel"
     if progress.refused:
         first = [f"{owner}: {why}" for owner, why in list(progress.refused.items())[:_SHOWN]]
         more = len(progress.refused) - len(first)
         tail = f"; and {more} more" if more > 0 else ""
-        return "False", "KernelRefused", "; ".join(first) + tail
+        return "False", "KernelRefused", f"{message}, except {'; '.join(first)}{tail}"
     if progress.pending:
-        return "False", "Programming", f"{progress.pending} are behind resourceVersion {number}"
-    message = f"Services and EndpointSlices up to resourceVersion {number} are in the kernel"
+        return "False", "Programming", f"{message}; {progress.pending} Services are behind"
     return "True", "Programmed", message
+
+
+_NUMBER: Final = re.compile(r"^changes up to resourceVersion (\d+) ")
+
+
+def parse_progress(message: str) -> int:
+    """The number in a condition's message; 0 where there is none."""
+    found = _NUMBER.match(message)
+    return int(found[1]) if found else 0
 
 
 def write_interval_s(nodes: int) -> float:
