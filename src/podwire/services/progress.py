@@ -3,9 +3,10 @@
     told(owner, version) ... done(owner) -> number
 
 Versions are Kubernetes' resourceVersions of Services and EndpointSlices, in the order the API gave
-them out. The number is the highest one that has no earlier change outstanding, and never falls.
-The two kinds come by two watches, so it speaks of what this node was told: whether one particular
-Service is in the kernel at a version is its own entry's to say (`ServiceReport.revision`).
+them out. The number is the highest one that has no earlier change outstanding; once it was read it
+never falls. The two kinds come by two watches, so it speaks of what this node was told: whether one
+particular Service is in the kernel at a version is its own entry's to say
+(`ServiceReport.revision`).
 """
 
 from __future__ import annotations

@@ -97,7 +97,7 @@ class TrafficLog:
         for key in wanted:
             if key in self._ended:
                 ended[key] = self._ended[key]
-            if key in ended or key in live:
+            if key in ended or key in live or key in self._told:
                 now = ended.get(key, Traffic()) + live.get(key, Traffic())
                 found[key] = now.at_least(self._told.get(key, Traffic()))
         self._ended, self._told = ended, found
