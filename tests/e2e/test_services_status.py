@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 
-from conftest import Tools
 from podwire.errors import LabError
 from podwire.explain.programmed import read_rows
 from podwire.lab import Lab
@@ -69,7 +68,7 @@ def lab(run_dir: Path) -> Iterator[Lab]:
         yield built
 
 
-def ask(tools: Tools, lab: Lab, *words: str, code: int = 0) -> Any:
+def ask(tools: Any, lab: Lab, *words: str, code: int = 0) -> Any:
     done = tools.podwire(*words, "--lab", lab.name, "-o", "json", check=False)
     assert done.returncode == code, done.stdout + done.stderr
     return json.loads(done.stdout)
@@ -93,7 +92,7 @@ def test_apply_returns_when_every_node_has_every_service(lab: Lab) -> None:
     assert all(row.programmed == 2 == len(row.nodes) for row in rows)
 
 
-def test_status_tells_every_service(tools: Tools, lab: Lab) -> None:
+def test_status_tells_every_service(tools: Any, lab: Lab) -> None:
     text = tools.podwire("status", "services", "--lab", lab.name).stdout
     (line,) = [x for x in text.splitlines() if " web " in x]
     assert "80:30080/TCP" in line
@@ -103,13 +102,13 @@ def test_status_tells_every_service(tools: Tools, lab: Lab) -> None:
     assert "10.244." in tools.podwire("status", "services", "web", "--lab", lab.name).stdout
 
 
-def test_status_of_a_service_that_is_not_there(tools: Tools, lab: Lab) -> None:
+def test_status_of_a_service_that_is_not_there(tools: Any, lab: Lab) -> None:
     done = tools.podwire("status", "services", "nope", "--lab", lab.name, check=False)
     assert done.returncode == 1
     assert 'services "nope" not found' in done.stderr
 
 
-def test_wait_follows_a_change(tools: Tools, lab: Lab) -> None:
+def test_wait_follows_a_change(tools: Any, lab: Lab) -> None:
     tools.kubectl(lab, "scale", "deployment", "web", "--replicas=3")
     lab.wait_ready()
     row = lab.call(lambda api: read_rows(api, "default", "web"))[0]
@@ -119,7 +118,7 @@ def test_wait_follows_a_change(tools: Tools, lab: Lab) -> None:
     assert "programmed" in tools.podwire("wait", "services", "web", "--lab", lab.name).stdout
 
 
-def test_wait_tells_who_is_behind(tools: Tools, lab: Lab) -> None:
+def test_wait_tells_who_is_behind(tools: Any, lab: Lab) -> None:
     """A stopped agent programs nothing: time runs out, with words."""
     pid = tools.pids(lab)["agent-node-2"]
     os.kill(pid, signal.SIGSTOP)
@@ -132,12 +131,12 @@ def test_wait_tells_who_is_behind(tools: Tools, lab: Lab) -> None:
     lab.wait_services("web")
 
 
-def test_wait_for_a_service_that_is_not_there(tools: Tools, lab: Lab) -> None:
+def test_wait_for_a_service_that_is_not_there(tools: Any, lab: Lab) -> None:
     done = tools.podwire("wait", "services", "nope", "--lab", lab.name, check=False)
     assert done.returncode == 1
 
 
-def test_nodes_and_services_carry_conditions_and_then_nobody_writes(tools: Tools, lab: Lab) -> None:
+def test_nodes_and_services_carry_conditions_and_then_nobody_writes(tools: Any, lab: Lab) -> None:
     def told() -> bool:
         nodes, _ = lab.call(lambda api: api.list(kinds.NODE))
         services, _ = lab.call(lambda api: api.list(kinds.SERVICE))
@@ -165,7 +164,7 @@ def test_nodes_and_services_carry_conditions_and_then_nobody_writes(tools: Tools
     assert versions() == before, "endpoints that come and go write nothing to Services"
 
 
-def test_connections_are_counted_and_survive_other_endpoints(tools: Tools, lab: Lab) -> None:
+def test_connections_are_counted_and_survive_other_endpoints(tools: Any, lab: Lab) -> None:
     client = lab.pod("client")
     vip = lab.call(lambda api: api.get(kinds.SERVICE, "web", "default")).spec.cluster_ip
     words = ("podwire_service_connections_total", 'service="web"')
@@ -184,7 +183,7 @@ def test_connections_are_counted_and_survive_other_endpoints(tools: Tools, lab: 
     lab.wait_ready()
 
 
-def test_refused_connections_are_counted(tools: Tools, lab: Lab) -> None:
+def test_refused_connections_are_counted(tools: Any, lab: Lab) -> None:
     vip = lab.call(lambda api: api.get(kinds.SERVICE, "wrong", "default")).spec.cluster_ip
     assert lab.pod("client").probe(vip, 80).verdict == "refused"
     words = ("podwire_service_refused_connections_total", 'service="wrong"')
@@ -207,14 +206,14 @@ def test_refused_connections_are_counted(tools: Tools, lab: Lab) -> None:
     ],
 )
 def test_why(
-    tools: Tools, lab: Lab, source: str, to: str, code: int, agreement: str, words: str
+    tools: Any, lab: Lab, source: str, to: str, code: int, agreement: str, words: str
 ) -> None:
     found = ask(tools, lab, "why", source, to, code=code)
     assert found["agreement"] == agreement, found
     assert words in found["summary"]
 
 
-def test_why_shows_the_rules_the_packet_met(tools: Tools, lab: Lab) -> None:
+def test_why_shows_the_rules_the_packet_met(tools: Any, lab: Lab) -> None:
     found = ask(tools, lab, "why", "default/client", "svc/web")
     assert found["live"]["rules"] == found["model"]["rules"]
     assert "map @endpoints" in found["live"]["rules"][-1]
@@ -224,13 +223,13 @@ def test_why_shows_the_rules_the_packet_met(tools: Tools, lab: Lab) -> None:
     assert "podwire-trace" not in rules
 
 
-def test_why_of_what_is_not_there(tools: Tools, lab: Lab) -> None:
+def test_why_of_what_is_not_there(tools: Any, lab: Lab) -> None:
     done = tools.podwire("why", "default/client", "svc/nope", "--lab", lab.name, check=False)
     assert done.returncode == 1
     assert "not found" in done.stderr
 
 
-def test_the_adviser_reads_files(tools: Tools, lab: Lab, tmp_path: Path) -> None:
+def test_the_adviser_reads_files(tools: Any, lab: Lab, tmp_path: Path) -> None:
     services = tools.kubectl(lab, "get", "svc,nodes", "-A", "-o", "yaml")
     (tmp_path / "cluster.yaml").write_text(services)
     (tmp_path / "dump").write_text("-A -t 10.96.0.1:443 -s sh\n")
