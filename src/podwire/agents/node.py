@@ -16,6 +16,8 @@ from podwire.agents.config import ServiceConfig
 from podwire.agents.network import NodeNetworkAgent
 from podwire.agents.pathmtu import PathMtuCheck
 from podwire.agents.services import ServiceAgent
+from podwire.agents.servicestatus import ServiceStatus
+from podwire.agents.tracing import Tracer
 from podwire.client import Api
 from podwire.cni.attach import KernelPodNetwork
 from podwire.cni.config import NetworkConfig
@@ -50,16 +52,23 @@ async def run(
     node = NodeNetworkAgent(api, config.node_name, network, pods)
     kubelet = Kubelet(config, api, pods, spawner=spawner, runtime=runtime)
     balancing = ServiceAgent(api, config.node_name, services, node.nodes, kubelet.pod_informer)
+    status = ServiceStatus(api, config.node_name, balancing)
     probes = ProbeService(lambda source: _source_pin(kubelet, source, outside))
     server = KubeletServer(kubelet)
     server.add_route("POST", "/probe", lambda request: _probe(probes, request))
     server.add_route("POST", "/routes", lambda request: _routes(node, request))
+    server.add_route("POST", "/trace", Tracer(probes).handle)
+    server.add_route("GET", "/services", status.get_all)
+    server.add_route("POST", "/services/wait", status.wait)
+    server.add_route("GET", "/services/{namespace}/{name}", status.get_one)
+    server.add_metrics(status.metrics)
     try:
         async with server, asyncio.TaskGroup() as group:
             following = [
                 group.create_task(node.run()),
                 group.create_task(PathMtuCheck(api, config.node_name, node, probes).run()),
                 group.create_task(balancing.run()),
+                group.create_task(status.run()),
             ]
             # Pods of an earlier agent can only be recognised once the network is known again.
             with contextlib.suppress(NodeRemovedError):
@@ -71,6 +80,7 @@ async def run(
             return code
     finally:
         probes.close()
+        status.close()
         balancing.close()
         with contextlib.suppress(OSError):
             leases.close()

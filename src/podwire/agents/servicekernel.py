@@ -18,8 +18,10 @@ from podwire.errors import KernelError
 from podwire.kernel import nft
 from podwire.kernel.conntrack import Conntrack
 from podwire.kernel.flows import Match
-from podwire.kernel.nfelements import NfElements
+from podwire.kernel.nfcounters import NfCounters
+from podwire.kernel.nfelements import Change, NfElements
 from podwire.kernel.nfmonitor import NfMonitor
+from podwire.kernel.nfpack import Key
 from podwire.kernel.nft import Nft
 from podwire.services import nftables as nf
 from podwire.services.claims import Claims
@@ -27,6 +29,7 @@ from podwire.services.evaluate import Domain
 from podwire.services.flows import Stale, stale_flows
 from podwire.services.model import PROTOCOLS, FrontendKey, Network
 from podwire.services.plan import SETS, Elements, Plan, Ruleset, split_step
+from podwire.services.tally import COUNTING, Tally
 
 _LOG = logging.getLogger(__name__)
 _FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
@@ -80,6 +83,8 @@ class NftablesBackend:
         self._ruleset = Ruleset(claims)
         self._nft = Nft()
         self._elements = NfElements()
+        self._counters = NfCounters()
+        self.tally = Tally()
         self._monitor = NfMonitor(lambda _family, table: table == nf.TABLE)
         self._monitor.ignore(self._elements.port)
         self._ranges = Ranges((), ())
@@ -138,7 +143,18 @@ class NftablesBackend:
                 self._text(nf.render_chains(names, version))
         for step in plan.steps:
             for batch in split_step(step, self._elements.max_batch):
-                self._elements.apply(batch)
+                self._apply_batch(batch)
+
+    def _apply_batch(self, batch: list[Change]) -> None:
+        """One transaction; what the elements it takes away have counted is kept."""
+        counted = [
+            (change.set, self._counters.read(change.family, change.table, change.set, keys))
+            for change in batch
+            if (keys := _counting(change))
+        ]
+        self._elements.apply(batch)
+        for name, elements in counted:
+            self.tally.keep(name, elements)
 
     def _dump(self) -> Elements:
         return {
@@ -156,7 +172,12 @@ class NftablesBackend:
     def close(self) -> None:
         self._monitor.close()
         self._elements.close()
+        self._counters.close()
         self._nft.close()
+
+
+def _counting(change: Change) -> Sequence[Key]:
+    return change.delete if change.set in COUNTING else ()
 
 
 class FlowCleaner:

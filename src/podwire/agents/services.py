@@ -14,13 +14,13 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from ipaddress import ip_address, ip_network
 
 from podwire.agents.backends import BACKENDS
 from podwire.agents.config import ServiceConfig
-from podwire.agents.servicekernel import FlowCleaner, Ranges
+from podwire.agents.servicekernel import FlowCleaner, NftablesBackend, Ranges
 from podwire.client import Api, Change, EventRecorder, Informer
 from podwire.errors import KernelError
 from podwire.objects import kinds
@@ -29,6 +29,7 @@ from podwire.objects.discovery import EndpointSlice, ServiceCidr
 from podwire.objects.meta import Key, Object
 from podwire.services.claims import Claims, Owner, Rank
 from podwire.services.evaluate import Domain, address_ranges
+from podwire.services.exposition import Histogram
 from podwire.services.hostports import compile_host_ports, container_ports
 from podwire.services.model import (
     PROTOCOLS,
@@ -38,6 +39,8 @@ from podwire.services.model import (
     NodeView,
     compile_service,
 )
+from podwire.services.progress import Progress
+from podwire.services.tally import Tally
 
 _LOG = logging.getLogger(__name__)
 # Services in one portion at the start: about 20 ms of compiling and one transaction.
@@ -81,7 +84,7 @@ class ServiceAgent:
         self._cidrs: Informer[ServiceCidr] = Informer(api, kinds.SERVICE_CIDR)
         self._events = EventRecorder(api, "podwire-agent", node_name)
         self._slices_of: dict[Key, dict[Key, EndpointSlice]] = {}
-        self._dirty: dict[Owner, None] = {}
+        self._dirty: dict[Owner, float] = {}
         self._ranges_dirty = True
         self._wake = asyncio.Event()
         self.view = NodeView(node_name, external_ips=config.external_ips)
@@ -95,12 +98,15 @@ class ServiceAgent:
         self._telling: set[asyncio.Task[None]] = set()
         self.mended = 0
         self.latency_s: list[float] = []
+        self.latency = Histogram()
+        self.progress = Progress()
+        self._watchers: set[asyncio.Event] = set()
         self.synced = asyncio.Event()
 
     # --- observe --------------------------------------------------------------------------------
 
     def _service_changed(self, change: Change[Service]) -> None:
-        self._touch(Owner("Service", change.key))
+        self._touch(Owner("Service", change.key), _revision(change.new or change.old))
 
     def _slice_changed(self, change: Change[EndpointSlice]) -> None:
         for piece, there in ((change.old, False), (change.new, True)):
@@ -113,7 +119,7 @@ class ServiceAgent:
                 self._slices_of[key].pop(piece.key, None)
                 if not self._slices_of[key]:
                     del self._slices_of[key]
-            self._touch(Owner("Service", key))
+            self._touch(Owner("Service", key), _revision(change.new or piece))
 
     def _pod_changed(self, change: Change[Pod]) -> None:
         pods = [pod for pod in (change.old, change.new) if pod is not None]
@@ -142,8 +148,11 @@ class ServiceAgent:
         services = {Owner("Service", key): None for key in self.services.objects}
         return [*services, *(owner for owner in self.programmed if owner not in services)]
 
-    def _touch(self, owner: Owner) -> None:
-        self._dirty[owner] = None
+    def _touch(self, owner: Owner, version: int = 0) -> None:
+        """`version` is the change's, where it is one that `progress` speaks of."""
+        self._dirty.setdefault(owner, time.monotonic())
+        if version:
+            self.progress.told(owner, version)
         self._wake.set()
 
     def _foreign(self) -> None:
@@ -204,6 +213,7 @@ class ServiceAgent:
             self._try_mend()
         self._clean()
         self.synced.set()
+        self._moved()
 
     def _urgency(self, owner: Owner) -> tuple[int, Owner]:
         service = self.services.objects.get(owner.key) if owner.kind == "Service" else None
@@ -216,8 +226,7 @@ class ServiceAgent:
         while True:
             await self._wake.wait()
             self._wake.clear()
-            began = time.monotonic()
-            owners = list(self._dirty)
+            owners, since = list(self._dirty), dict(self._dirty)
             self._dirty.clear()
             try:
                 if self._ranges_dirty:
@@ -230,11 +239,15 @@ class ServiceAgent:
                 self._mend = False
                 self._try_mend()
             for start in range(0, len(owners), _PORTION):
-                self._program(owners[start : start + _PORTION])
+                portion = owners[start : start + _PORTION]
+                self._program(portion)
+                now = time.monotonic()
+                for owner in portion:
+                    self.latency.observe(now - since[owner])
+                self.latency_s.append(now - min(since[owner] for owner in portion))
+                self._moved()
                 await asyncio.sleep(0)
-            if owners:
-                self.latency_s.append(time.monotonic() - began)
-                del self.latency_s[:-1000]
+            del self.latency_s[:-1000]
 
     def _ranges(self) -> Ranges:
         extra = [
@@ -356,8 +369,15 @@ class ServiceAgent:
 
     def _remember(self, owner: Owner, programmed: Programmed | None) -> None:
         former = self.programmed.get(owner)
+        if programmed is None or not programmed.error:
+            self.progress.done(owner)
+        else:
+            self.progress.refuse(owner, programmed.error)
         if programmed is None:
             self.programmed.pop(owner, None)
+            for frontend in former.compiled.frontends if former is not None else ():
+                if self.tally is not None:
+                    self.tally.forget(frontend.key)
             return
         self.programmed[owner] = programmed
         problems = programmed.compiled.problems
@@ -366,6 +386,33 @@ class ServiceAgent:
             for problem in problems if service is not None else ():
                 assert service is not None
                 self._spawn_event(service, "ServiceProblem", problem)
+
+    @property
+    def tally(self) -> Tally | None:
+        """What elements counted, where the back end has elements."""
+        return self.backend.tally if isinstance(self.backend, NftablesBackend) else None
+
+    @property
+    def ranges(self) -> Ranges:
+        return self._ranges()
+
+    @property
+    def node_count(self) -> int:
+        return len(self._nodes.objects)
+
+    @contextlib.contextmanager
+    def watched(self) -> Iterator[asyncio.Event]:
+        """An event that is set whenever something was programmed; who waits clears it."""
+        event = asyncio.Event()
+        self._watchers.add(event)
+        try:
+            yield event
+        finally:
+            self._watchers.discard(event)
+
+    def _moved(self) -> None:
+        for event in self._watchers:
+            event.set()
 
     def _spawn_event(self, service: Service, reason: str, message: str) -> None:
         """Only one node tells: all of them find the same problem."""
@@ -411,8 +458,8 @@ class ServiceAgent:
             self.cleaner.close()
 
 
-def _revision(obj: Object) -> int:
-    text = obj.metadata.resource_version
+def _revision(obj: Object | None) -> int:
+    text = obj.metadata.resource_version if obj is not None else ""
     return int(text) if text.isdigit() else 0
 
 

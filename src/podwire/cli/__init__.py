@@ -18,7 +18,7 @@ from podwire.errors import PodwireError
 
 _COMMANDS = {
     "apply": "podwire.cli.objects:apply",
-    "check": "podwire.cli.lab:check",
+    "check": "podwire.cli.check:check",
     "delete": "podwire.cli.objects:delete",
     "demo": "podwire.cli.demo:demo",
     "down": "podwire.cli.lab:down",
@@ -35,6 +35,8 @@ _COMMANDS = {
     "shell": "podwire.cli.objects:shell",
     "status": "podwire.cli.lab:status",
     "up": "podwire.cli.lab:up",
+    "wait": "podwire.cli.services:wait",
+    "why": "podwire.cli.why:why",
 }
 
 

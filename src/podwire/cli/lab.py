@@ -17,6 +17,7 @@ from podwire.cli.output import (
     print_table,
     progress,
 )
+from podwire.cli.services import status_services
 from podwire.errors import UsageError
 from podwire.explain.plan import parse_plan
 from podwire.lab import kubeconfig, launch, manifests
@@ -251,13 +252,43 @@ def down(name: str | None, lab: str | None, everything: bool) -> None:
         click.echo(f"lab {each}: removed" if removed else f"lab {each}: was not there")
 
 
-@click.command()
-@click.argument("name", required=False)
+class _StatusGroup(click.Group):
+    """`status services ...` is a command of its own; every other first word is a lab."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if args[:1] == ["services"]:
+            return super().parse_args(ctx, args)
+        # An argument of a group would swallow the subcommand's name, so labs come as an option.
+        at = next((i for i, word in enumerate(args) if _is_lab(args, i)), None)
+        if at is not None:
+            args = [*args[:at], "--lab", *args[at:]]
+        return super().parse_args(ctx, args)
+
+
+def _is_lab(args: list[str], index: int) -> bool:
+    takes_value = index > 0 and args[index - 1] in ("-o", "--output", "--lab")
+    return not args[index].startswith("-") and not takes_value
+
+
+@click.group(cls=_StatusGroup, invoke_without_command=True, options_metavar="[LAB] [OPTIONS]")
 @lab_option
 @output_option
-def status(name: str | None, lab: str | None, output: str) -> None:
-    """Tell the health of every component and node."""
-    chosen = launch.choose(name or lab)
+@click.pass_context
+def status(ctx: click.Context, lab: str | None, output: str) -> None:
+    """Tell the health of every component and node of LAB; or of its Services.
+
+    \b
+    podwire status [LAB]
+    podwire status services [-n NAMESPACE] [NAME]
+    """
+    if ctx.invoked_subcommand is None:
+        _print_status(launch.choose(lab), output)
+
+
+status.add_command(status_services)
+
+
+def _print_status(chosen: str, output: str) -> None:
     found = podwire.Lab(chosen).status()
     if print_structured(found, output):
         return
@@ -346,21 +377,3 @@ def publish(publish: str, lab: str | None) -> None:
     name = launch.choose(lab)
     port = podwire.Lab(name).publish(publish)
     click.echo(f"127.0.0.1:{port} -> {specs.parse_publish(publish).target}")
-
-
-@click.command()
-@output_option
-def check(output: str) -> None:
-    """Tell what this machine's kernel offers to labs."""
-    from podwire.kernel import features
-
-    found = features.probe()
-    if print_structured(found, output):
-        return
-    missing = found.missing()
-    rows = [
-        [name, "no" if name in missing else "yes", missing.get(name, "")]
-        for name in found.__struct_fields__
-        if isinstance(getattr(found, name), bool)
-    ]
-    print_table("Kernel features", ["Feature", "There", "Without it"], rows)

@@ -31,6 +31,8 @@ class ControllerConfig:
     foreign_delay_s: float = 0.1
     """A slice somebody else changed is looked at after this long: two writers that do not agree
     write ten times a second, not as fast as they can."""
+    programmed_services: int = 1000
+    """Clusters with more Services than this get no `Programmed` conditions on them (0: never)."""
     event_quiet_s: float = 1.0
     """Normal events are written once nothing new was said for this long."""
     terminated_pods: int = 12500

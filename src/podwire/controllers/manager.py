@@ -32,6 +32,7 @@ from podwire.controllers.replicaset import ReplicaSetController
 from podwire.controllers.scheduler import Scheduler
 from podwire.controllers.servicecidrs import ServiceCidrs
 from podwire.controllers.serviceips import ServiceIps
+from podwire.controllers.serviceprogrammed import ServiceProgrammed
 from podwire.controllers.statefulset import StatefulSetController
 from podwire.errors import ApiError
 
@@ -62,6 +63,7 @@ CONTROLLERS: tuple[Callable[[Cluster], Controller], ...] = (
     NamespaceDeleter,
     ServiceCidrs,
     ServiceIps,
+    ServiceProgrammed,
     GarbageCollector,  # last: it watches what nobody before it watches
 )
 

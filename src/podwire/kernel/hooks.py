@@ -33,7 +33,9 @@ MASQUERADE_TABLE: Final = "podwire-masquerade"
 KUBENET_TABLE: Final = "podwire-kubenet"
 IMPAIR_TABLE: Final = "podwire-impair"
 SERVICES_TABLE: Final = "podwire-services"
+TRACE_TABLE: Final = "podwire-trace"
 
+RAW: Final = -300
 DSTNAT: Final = -100
 FILTER: Final = 0
 SRCNAT: Final = 100
@@ -69,4 +71,11 @@ SERVICES: Final = (
     *SERVICES_LEAVING,
 )
 
-HOOKS: Final = (MASQUERADE, KUBENET_DEDUP, IMPAIR, *SERVICES)
+# There only while `podwire why` sends a probe: the table belongs to a socket and goes with it.
+TRACE: Final = tuple(
+    Hook("explain", family, TRACE_TABLE, hook, hook, "filter", RAW - 50)
+    for family in ("ip", "ip6")
+    for hook in ("prerouting", "output")
+)
+
+HOOKS: Final = (MASQUERADE, KUBENET_DEDUP, IMPAIR, *SERVICES, *TRACE)

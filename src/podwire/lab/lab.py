@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ import msgspec
 
 from podwire.client import Api, Endpoint
 from podwire.errors import ApiError, LabError, NotFoundError, UsageError
-from podwire.explain import live, reach
+from podwire.explain import live, programmed, reach
 from podwire.explain.probes import wire as probes
 from podwire.kernel import features
 from podwire.lab import kubeconfig, launch, manifests, status, waiting, wire
@@ -28,11 +29,14 @@ from podwire.lab.paths import LabPaths
 from podwire.lab.spec import LabSpec
 from podwire.objects import kinds
 from podwire.objects.core import Pod
+from podwire.objects.meta import Key
 from podwire.runtime.containers import Image
 from podwire.runtime.oci.store import ImageStore
 
 R = TypeVar("R")
 _DEFAULT_WAIT_S = 60.0
+# The controllers write slices within milliseconds; where they do not, somebody else does.
+_LISTED_WAIT_S = 2.0
 
 
 @dataclass(frozen=True)
@@ -188,8 +192,32 @@ class Lab:
         timeout_s: float = _DEFAULT_WAIT_S,
         progress: Callable[[waiting.Readiness], None] = lambda _: None,
     ) -> waiting.Readiness:
+        """Return when nodes and workloads are ready, and every Service programmed everywhere."""
         names = [node.name for node in self.spec.nodes]
-        return self.call(lambda api: waiting.wait_ready(api, names, timeout_s, progress))
+
+        async def wait(api: Api) -> waiting.Readiness:
+            deadline = time.monotonic() + timeout_s
+            found = await waiting.wait_ready(api, names, timeout_s, progress)
+            await programmed.wait_listed(api, _LISTED_WAIT_S)
+            left = max(1.0, deadline - time.monotonic())
+            missing = await programmed.wait_services(api, timeout_s=left, nodes=names)
+            if missing:
+                where, why = next(iter(missing.items()))
+                raise LabError(
+                    f"not ready after {timeout_s:g} s: {len(missing)} services not programmed; "
+                    f"node {where}: {why}"
+                )
+            return found
+
+        return self.call(wait)
+
+    def wait_services(self, *names: str, timeout_s: float = 30.0) -> None:
+        """Return when every node has programmed these Services (`[namespace/]name`), or all."""
+        keys = [Key(scope or "default", n) for scope, _, n in (x.rpartition("/") for x in names)]
+        missing = self.call(lambda api: programmed.wait_services(api, keys, timeout_s))
+        if missing:
+            shown = "; ".join(f"node {where}: {why}" for where, why in missing.items())
+            raise LabError(f"services not programmed after {timeout_s:g} s: {shown}")
 
     # --- looking ---------------------------------------------------------------------------------
 

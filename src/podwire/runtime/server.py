@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ class KubeletServer:
         self._kubelet = kubelet
         self._path = kubelet.config.kubelet_socket
         self._runner: web.AppRunner | None = None
+        self._more_metrics: list[Callable[[Mapping[str, str]], Awaitable[str]]] = []
         self._app = web.Application(middlewares=[_errors])
         target = "{namespace}/{pod}/{container}"
         self._app.router.add_get("/healthz", _healthz)
@@ -49,6 +50,10 @@ class KubeletServer:
     def add_route(self, method: str, path: str, handler: _Handler) -> None:
         """Add a route before the server starts, e.g. the probe engine's `/probe`."""
         self._app.router.add_route(method, path, handler)
+
+    def add_metrics(self, page: Callable[[Mapping[str, str]], Awaitable[str]]) -> None:
+        """Append another part's metrics to `/metrics`; it is given the request's query."""
+        self._more_metrics.append(page)
 
     async def __aenter__(self) -> KubeletServer:
         with contextlib.suppress(FileNotFoundError):
@@ -142,7 +147,7 @@ class KubeletServer:
         body = msgspec.json.encode({"kind": "PodList", "apiVersion": "v1", "items": items})
         return web.Response(body=body, content_type="application/json")
 
-    async def _metrics(self, _request: web.Request) -> web.Response:
+    async def _metrics(self, request: web.Request) -> web.Response:
         workers = self._kubelet.pods.values()
         running = sum(slot.is_running for worker in workers for slot in worker.slots)
         restarts = sum(slot.attempt for worker in workers for slot in worker.slots)
@@ -158,7 +163,8 @@ class KubeletServer:
             f"kubelet_container_restarts {restarts}",
             "",
         ]
-        return web.Response(text="\n".join(lines), content_type="text/plain")
+        more = [await page(request.query) for page in self._more_metrics]
+        return web.Response(text="".join(["\n".join(lines), *more]), content_type="text/plain")
 
 
 async def _healthz(_request: web.Request) -> web.Response:

@@ -125,9 +125,14 @@ class CompiledRuleset:
                 found = pattern.match(rest)
                 if found:
                     rest = rest[found.end() :].lstrip()
+                    so_far = len(state.path)
                     if not rest:
                         state.path.append(f"{chain}: {rule}")
-                    act(found, state)
+                    try:
+                        act(found, state)
+                    except _MismatchError:
+                        del state.path[so_far:]  # a look-up that finds nothing is no match
+                        raise
                     break
             else:
                 raise AssertionError(f"{rest!r}: no meaning is known for this")

@@ -146,10 +146,12 @@ class Session:
         self.sockets.append(sock)
         icmp.enable_error_queue(sock, self.version)
         if self.probe.source_address:
-            if self.version == 4:
+            # A second socket beside the first cannot have the same port.
+            port = self.probe.source_port if len(self.sockets) == 1 else 0
+            if self.version == 4 and not port:
                 # Bind the address only; the port is chosen at connect, unique per destination.
                 sock.setsockopt(socket.IPPROTO_IP, icmp.IP_BIND_ADDRESS_NO_PORT, 1)
-            sock.bind((self.probe.source_address, 0))
+            sock.bind((self.probe.source_address, port))
         return sock
 
     @property

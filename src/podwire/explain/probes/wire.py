@@ -32,8 +32,9 @@ class Probe(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     `source` is "" for the node itself, `namespace/name` for a pod or "outside"; the node's agent
     knows where their network namespaces are pinned. `netns` names a pin directly and wins.
     `payload` is what a UDP probe sends; stand-ins answer any but agnhost's own words with who they
-    are. `size` pads an ICMP echo to that many bytes of IP packet and forbids fragmentation: the way
-    to test a path's MTU.
+    are. `source_port` is the first socket's (0: any), for who wants to follow its packets; it goes
+    with a `source_address`. `size` pads an ICMP echo to that many bytes of IP packet and forbids
+    fragmentation: the way to test a path's MTU.
     """
 
     address: str
@@ -42,6 +43,7 @@ class Probe(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     source: str = NODE
     netns: str = ""
     source_address: str = ""
+    source_port: int = 0
     timeout_s: float = 1.0
     payload: str = "podwire-probe"
     path: str = "/"
@@ -116,6 +118,8 @@ def _problem(probe: Probe) -> str:
                 return f"source {source} and destination {address} are of two families"
     except ValueError as e:
         return str(e)
+    if not 0 <= probe.source_port <= 65535:
+        return f"source_port {probe.source_port} is not within 0-65535"
     if probe.protocol == "icmp":
         return "" if 0 <= probe.size <= 65535 else f"size {probe.size} is not within 0-65535"
     if not 1 <= probe.port <= 65535:

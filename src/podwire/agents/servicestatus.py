@@ -1,0 +1,214 @@
+"""What this node tells about its Services: `/services`, `/metrics`, and its Node's condition.
+
+    GET  /services                  NodeReport; ?brief=1 leaves out frontends
+    GET  /services/NAMESPACE/NAME   ServiceReport
+    POST /services/wait             WaitRequest -> WaitResponse, as soon as all is programmed
+    GET  /metrics                   beside the kubelet's; ?endpoints=1 adds a line per endpoint
+
+The condition `ServicesProgrammed` is written at most once in `write_interval_s`, and only when its
+words change: an idle cluster writes nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+import logging
+from collections.abc import Mapping
+
+import msgspec
+from aiohttp import web
+
+from podwire.agents.servicecounters import Reading, ServiceCounters
+from podwire.agents.services import Programmed, ServiceAgent
+from podwire.client import Api, PatchType
+from podwire.errors import ApiError, BadRequestError, NotFoundError
+from podwire.objects import kinds
+from podwire.objects.meta import Key, format_time
+from podwire.services.claims import Owner
+from podwire.services.metrics import NodeNumbers, render_metrics
+from podwire.services.progress import CONDITION, describe_progress, write_interval_s
+from podwire.services.report import (
+    NodeReport,
+    ServiceReport,
+    WaitRequest,
+    WaitResponse,
+    describe_service,
+)
+
+_LOG = logging.getLogger(__name__)
+_JSON = "application/json"
+_MAX_WAIT_S = 600.0
+
+
+class ServiceStatus:
+    """One node's; `run` beside the agent."""
+
+    def __init__(self, api: Api, node_name: str, agent: ServiceAgent) -> None:
+        self._api = api
+        self._name = node_name
+        self._agent = agent
+        self._counters = ServiceCounters(agent.config.families, agent.claims, agent.tally)
+        self._written = ("", "", "")
+
+    # --- documents ------------------------------------------------------------------------------
+
+    def report(self, reading: Reading, *, brief: bool = False) -> NodeReport:
+        agent, ranges = self._agent, self._agent.ranges
+        return NodeReport(
+            node=self._name,
+            revision=agent.progress.number,
+            pending=agent.progress.pending,
+            refused={str(owner): why for owner, why in agent.progress.refused.items()},
+            synced=agent.synced.is_set(),
+            backend=agent.config.backend,
+            external_ips=agent.config.external_ips,
+            service_cidrs=tuple(map(str, ranges.service_cidrs)),
+            cluster_cidrs=tuple(map(str, ranges.cluster_cidrs)),
+            mended=agent.mended,
+            flows_deleted=dict(agent.cleaner.deleted),
+            services=tuple(
+                self._brief(owner, programmed)
+                if brief
+                else self._describe(owner, programmed, reading)
+                for owner, programmed in sorted(agent.programmed.items())
+            ),
+        )
+
+    def _describe(self, owner: Owner, programmed: Programmed, reading: Reading) -> ServiceReport:
+        lost = {key: str(who) for key, who in self._agent.claims.lost(owner).items()}
+        return describe_service(
+            owner.kind,
+            programmed.revision,
+            programmed.error,
+            programmed.compiled,
+            reading.counts,
+            lost,
+        )
+
+    @staticmethod
+    def _brief(owner: Owner, programmed: Programmed) -> ServiceReport:
+        return ServiceReport(
+            namespace=owner.key.namespace,
+            name=owner.key.name,
+            kind=owner.kind,
+            revision=programmed.revision,
+            error=programmed.error,
+        )
+
+    def missing(self, revisions: Mapping[str, int]) -> dict[str, str]:
+        """Which of these Services are not yet programmed so far, and what there is instead."""
+        found = {}
+        for text, revision in revisions.items():
+            namespace, _, name = text.partition("/")
+            programmed = self._agent.programmed.get(Owner("Service", Key(namespace, name)))
+            if programmed is None:
+                found[text] = "not programmed"
+            elif programmed.error:
+                found[text] = programmed.error
+            elif programmed.revision < revision:
+                found[text] = f"programmed at {programmed.revision}, wanted {revision}"
+        return found
+
+    def numbers(self, reading: Reading) -> NodeNumbers:
+        agent = self._agent
+        return NodeNumbers(
+            agent.claims.frontends,
+            reading.counts,
+            reading.traffic,
+            reading.live_flows,
+            reading.drops,
+            reading.sizes,
+            agent.cleaner.deleted,
+            reading.tracked,
+            reading.tracked_max,
+            self._counters.lost_flows,
+            agent.mended,
+            len(agent.progress.refused),
+            agent.progress.number,
+            agent.latency,
+        )
+
+    # --- requests -------------------------------------------------------------------------------
+
+    async def get_all(self, request: web.Request) -> web.Response:
+        brief = request.query.get("brief") == "1"
+        reading = Reading() if brief else await self._counters.read()
+        return _answer(self.report(reading, brief=brief))
+
+    async def get_one(self, request: web.Request) -> web.Response:
+        key = Key(request.match_info["namespace"], request.match_info["name"])
+        owner = Owner(request.query.get("kind", "Service"), key)
+        reading = await self._counters.read()
+        programmed = self._agent.programmed.get(owner)
+        if programmed is None:
+            raise NotFoundError(f"{owner}: not programmed on node {self._name}")
+        return _answer(self._describe(owner, programmed, reading))
+
+    async def wait(self, request: web.Request) -> web.Response:
+        try:
+            wanted = msgspec.json.decode(await request.read(), type=WaitRequest)
+        except msgspec.MsgspecError as error:
+            raise BadRequestError(f"wait request: {error}") from error
+        with self._agent.watched() as moved:
+            try:
+                async with asyncio.timeout(min(wanted.timeout_s, _MAX_WAIT_S)):
+                    while self.missing(wanted.revisions):
+                        await moved.wait()
+                        moved.clear()
+            except TimeoutError:
+                pass
+        return _answer(WaitResponse(self.missing(wanted.revisions)))
+
+    async def metrics(self, query: Mapping[str, str]) -> str:
+        """The part of the page that is the agent's."""
+        reading = await self._counters.read()
+        return render_metrics(self.numbers(reading), endpoints=query.get("endpoints") == "1")
+
+    # --- the Node's condition ---------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Tell how far this node is until cancelled."""
+        self._counters.start()
+        with self._agent.watched() as moved:
+            while True:
+                await moved.wait()
+                # What comes within the interval is told with it: there is one write at its end.
+                await asyncio.sleep(write_interval_s(self._agent.node_count))
+                moved.clear()
+                try:
+                    await self._write()
+                except (ApiError, OSError, TimeoutError) as error:
+                    _LOG.info("node %s: %s not written: %s", self._name, CONDITION, error)
+                    moved.set()
+
+    async def _write(self) -> None:
+        words = describe_progress(self._agent.progress)
+        if words == self._written:
+            return
+        status, reason, message = words
+        now = format_time(dt.datetime.now(dt.UTC))
+        condition = {
+            "type": CONDITION,
+            "status": status,
+            "reason": reason,
+            "message": message,
+            "lastHeartbeatTime": now,
+        }
+        if status != self._written[0]:
+            condition["lastTransitionTime"] = now
+        await self._api.patch(
+            kinds.NODE,
+            self._name,
+            {"status": {"conditions": [condition]}},
+            subresource="status",
+            patch_type=PatchType.STRATEGIC,
+        )
+        self._written = words
+
+    def close(self) -> None:
+        self._counters.close()
+
+
+def _answer(document: msgspec.Struct) -> web.Response:
+    return web.Response(body=msgspec.json.encode(document), content_type=_JSON)

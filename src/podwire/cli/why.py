@@ -1,0 +1,88 @@
+"""`podwire why`: why a connection works or does not."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+import podwire
+from podwire.cli.output import lab_option, output_option, print_structured
+from podwire.explain.whylive import Why
+from podwire.explain.whylive import why as ask
+from podwire.explain.whyworld import Protocol
+from podwire.lab import launch
+
+_COLOURS = {"agrees": "green", "endpoint": "yellow", "bug": "red", "untested": "yellow"}
+
+
+@click.command()
+@click.argument("source", metavar="SRC")
+@click.argument("destination", metavar="DST[:PORT]")
+@click.option("--protocol", type=click.Choice(("tcp", "udp", "sctp")), help="Default: the port's.")
+@click.option("--live/--no-live", default=True, help="Verify by a real packet (default).")
+@click.option("--timeout", default="1s", show_default=True, help="Of the packet.")
+@lab_option
+@output_option
+def why(
+    source: str,
+    destination: str,
+    protocol: Protocol | None,
+    live: bool,
+    timeout: str,
+    lab: str | None,
+    output: str,
+) -> None:
+    """Explain why SRC reaches DST or does not: from the objects, then by a real packet.
+
+    \b
+    SRC  [NS/]POD, NS/WORKLOAD, node/NAME or outside
+    DST  svc/[NS/]NAME[:PORT], ADDRESS:PORT, node/NAME:PORT or [NS/]POD[:PORT]
+
+    The exit code is 0 when the connection is allowed, 1 when it is not (or cannot be explained), 2
+    for wrong usage, 3 when there is no such lab.
+    """
+    from podwire.cli.lab import parse_duration
+
+    target = launch.choose(lab)
+    launch.require_running(target)
+    timeout_s = parse_duration(timeout)
+    found = podwire.Lab(target).call(
+        lambda api: ask(api, source, destination, protocol, live=live, timeout_s=timeout_s)
+    )
+    if not print_structured(found, output):
+        click.echo(render(found))
+    if not found.allowed:
+        raise click.exceptions.Exit(1)
+
+
+def render(found: Why) -> str:
+    """The steps, one line each, and what a packet said."""
+    width = max((len(step.name) for step in found.model.steps), default=0) + 2
+    lines = []
+    for step in found.model.steps:
+        mark = " " if step.ok else click.style("x", fg="red")
+        lines.append(f"{mark} {step.name.ljust(width)}{step.text}")
+        lines += [f"  {' ' * width}{line}" for line in step.lines]
+    if found.live is not None:
+        lines += _live_lines(found, width)
+    if found.agreement == "bug":
+        text = "model and packet disagree: this is a bug of podwire, please report it with -o json"
+        lines.append(click.style(text, fg="red"))
+    verdict = click.style(found.summary, fg="green" if found.allowed else "red")
+    lines.append(verdict if sys.stdout.isatty() else found.summary)
+    return "\n".join(lines)
+
+
+def _live_lines(found: Why, width: int) -> list[str]:
+    live = found.live
+    if live is None:
+        return []
+    took = f" in {live.latency_us / 1000:.2f} ms" if live.latency_us else ""
+    detail = f" ({live.detail})" if live.detail else ""
+    lines = [f"  {'packet'.ljust(width)}{live.verdict}{took}{detail}"]
+    lines += [f"  {' ' * width}{line}" for line in live.trace]
+    if live.untraced:
+        lines.append(f"  {' ' * width}no trace: {live.untraced}")
+    lines += [f"  {' ' * width}{where} directly: {what}" for where, what in live.direct.items()]
+    return lines
