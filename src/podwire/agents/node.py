@@ -12,7 +12,9 @@ from pathlib import Path
 import msgspec
 from aiohttp import web
 
+from podwire.agents.announcer import Announcer
 from podwire.agents.config import ServiceConfig
+from podwire.agents.l2 import L2Announcement, L2Kernel
 from podwire.agents.network import NodeNetworkAgent
 from podwire.agents.pathmtu import PathMtuCheck
 from podwire.agents.services import ServiceAgent
@@ -50,6 +52,8 @@ async def run(
     node = NodeNetworkAgent(api, config.node_name, network, pods)
     kubelet = Kubelet(config, api, pods, spawner=spawner, runtime=runtime)
     balancing = ServiceAgent(api, config.node_name, services, node.nodes, kubelet.pod_informer)
+    layer2 = L2Announcement(config.node_name, L2Kernel(network.uplink, services.families))
+    announcer = Announcer(balancing, node.nodes, layer2)
     probes = ProbeService(lambda source: _source_pin(kubelet, source, outside))
     server = KubeletServer(kubelet)
     server.add_route("POST", "/probe", lambda request: _probe(probes, request))
@@ -60,6 +64,7 @@ async def run(
                 group.create_task(node.run()),
                 group.create_task(PathMtuCheck(api, config.node_name, node, probes).run()),
                 group.create_task(balancing.run()),
+                group.create_task(announcer.run()),
             ]
             # Pods of an earlier agent can only be recognised once the network is known again.
             with contextlib.suppress(NodeRemovedError):
@@ -72,6 +77,7 @@ async def run(
     finally:
         probes.close()
         balancing.close()
+        announcer.close()
         with contextlib.suppress(OSError):
             leases.close()
 

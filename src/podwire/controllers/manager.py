@@ -24,6 +24,7 @@ from podwire.controllers.disruption import DisruptionController
 from podwire.controllers.endpoints.controller import ServiceEndpoints
 from podwire.controllers.garbage import GarbageCollector
 from podwire.controllers.job import JobController
+from podwire.controllers.loadbalancers import LoadBalancers
 from podwire.controllers.namespaces import NamespaceDefaults, NamespaceDeleter
 from podwire.controllers.nodeipam import NodeIpam
 from podwire.controllers.nodelife import NodeLifecycle
@@ -62,6 +63,7 @@ CONTROLLERS: tuple[Callable[[Cluster], Controller], ...] = (
     NamespaceDeleter,
     ServiceCidrs,
     ServiceIps,
+    LoadBalancers,
     GarbageCollector,  # last: it watches what nobody before it watches
 )
 
