@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from podwire.services.model import Network
+from podwire.services.pools import NO_POOLS, Pools
 
 ServiceProxy: TypeAlias = Literal["nftables", "iptables"]
 
@@ -19,3 +20,5 @@ class ServiceConfig:
     service_cidrs: tuple[Network, ...] = ()
     backend: ServiceProxy = "nftables"
     external_ips: bool = False
+    pools: Pools = NO_POOLS
+    """Load balancer addresses that the nodes announce."""

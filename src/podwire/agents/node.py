@@ -12,7 +12,9 @@ from pathlib import Path
 import msgspec
 from aiohttp import web
 
+from podwire.agents.announcer import Announcer
 from podwire.agents.config import ServiceConfig
+from podwire.agents.l2 import L2Announcement, L2Kernel
 from podwire.agents.network import NodeNetworkAgent
 from podwire.agents.pathmtu import PathMtuCheck
 from podwire.agents.services import ServiceAgent
@@ -53,6 +55,8 @@ async def run(
     kubelet = Kubelet(config, api, pods, spawner=spawner, runtime=runtime)
     balancing = ServiceAgent(api, config.node_name, services, node.nodes, kubelet.pod_informer)
     status = ServiceStatus(api, config.node_name, balancing)
+    layer2 = L2Announcement(config.node_name, L2Kernel(network.uplink, services.families))
+    announcer = Announcer(balancing, node.nodes, layer2)
     probes = ProbeService(lambda source: _source_pin(kubelet, source, outside))
     server = KubeletServer(kubelet)
     server.add_route("POST", "/probe", lambda request: _probe(probes, request))
@@ -69,6 +73,7 @@ async def run(
                 group.create_task(PathMtuCheck(api, config.node_name, node, probes).run()),
                 group.create_task(balancing.run()),
                 group.create_task(status.run()),
+                group.create_task(announcer.run()),
             ]
             # Pods of an earlier agent can only be recognised once the network is known again.
             with contextlib.suppress(NodeRemovedError):
@@ -82,6 +87,7 @@ async def run(
         probes.close()
         status.close()
         balancing.close()
+        announcer.close()
         with contextlib.suppress(OSError):
             leases.close()
 

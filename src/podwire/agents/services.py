@@ -33,6 +33,7 @@ from podwire.services.exposition import Histogram
 from podwire.services.hostports import compile_host_ports, container_ports
 from podwire.services.model import (
     PROTOCOLS,
+    Address,
     CompiledService,
     Frontend,
     FrontendKey,
@@ -87,7 +88,8 @@ class ServiceAgent:
         self._dirty: dict[Owner, float] = {}
         self._ranges_dirty = True
         self._wake = asyncio.Event()
-        self.view = NodeView(node_name, external_ips=config.external_ips)
+        self._pool_ranges = config.pools.packed()
+        self.view = NodeView(node_name, external_ips=config.external_ips, pools=self._pool_ranges)
         self.claims = Claims()
         self.programmed: dict[Owner, Programmed] = {}
         self.backend = BACKENDS[config.backend](config.families, self.claims)
@@ -134,6 +136,7 @@ class ServiceAgent:
             change.new.metadata.labels.get(_ZONE, ""),
             tuple(ip_address(text) for text in change.new.internal_ips),
             self.config.external_ips,
+            self._pool_ranges,
         )
         if view != self.view:
             self.view = view
@@ -273,6 +276,12 @@ class ServiceAgent:
             vips,
             frozenset(address.packed for address in self.view.addresses),
         )
+
+    def serves(self, service: Service, addresses: Iterable[Address]) -> bool:
+        """Whether the kernel has all these addresses of the Service."""
+        programmed = self.programmed.get(Owner("Service", service.key))
+        known = {f.key.ip for f in programmed.compiled.frontends} if programmed else set()
+        return all(address.packed in known for address in addresses)
 
     # --- compile, plan, apply -------------------------------------------------------------------
 

@@ -40,6 +40,8 @@ _SPEC_FLAGS = (
     "node_cidrs",
     "node_mask",
     "non_masquerade_cidrs",
+    "load_balancer_pools",
+    "internal_load_balancer_pools",
     "mtu",
     "max_pods",
     "probe_delays",
@@ -79,6 +81,20 @@ _PLAN_ROLES: dict[str, Literal["nodes", "pods", "services"]] = {
 @click.option("--node-mask", type=int, help="Prefix length of a node's pod CIDR.")
 @click.option(
     "--non-masquerade-cidr", "non_masquerade_cidrs", multiple=True, help="Reached unmasqueraded."
+)
+@click.option(
+    "--load-balancer-pool",
+    "load_balancer_pools",
+    multiple=True,
+    metavar="FIRST-LAST",
+    help="Addresses of load balancers, in the nodes' segment.",
+)
+@click.option(
+    "--internal-load-balancer-pool",
+    "internal_load_balancer_pools",
+    multiple=True,
+    metavar="FIRST-LAST",
+    help="Addresses of internal load balancers, which `outside` cannot reach.",
 )
 @click.option("--mtu", type=int, help="MTU of pods (default: derived).")
 @click.option("--max-pods", type=int, help="Pods per node (default 1000).")

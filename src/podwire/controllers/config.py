@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network, ip_network
 
+from podwire.services.pools import NO_POOLS, Pools
+
 Network = IPv4Network | IPv6Network
 
 
@@ -17,6 +19,8 @@ class ControllerConfig:
     node_masks: Mapping[int, int] = field(default_factory=lambda: {4: 24, 6: 64})
     """Prefix length of one node's range, by IP version."""
     service_cidrs: tuple[Network, ...] = (ip_network("10.96.0.0/16"),)
+    load_balancer_pools: Pools = NO_POOLS
+    """What Services of type LoadBalancer are given addresses from."""
     cluster_domain: str = "cluster.local"
     ca_text: str = ""
     """PEM; written to `kube-root-ca.crt` in every namespace when not empty."""

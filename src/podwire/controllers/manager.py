@@ -24,6 +24,7 @@ from podwire.controllers.disruption import DisruptionController
 from podwire.controllers.endpoints.controller import ServiceEndpoints
 from podwire.controllers.garbage import GarbageCollector
 from podwire.controllers.job import JobController
+from podwire.controllers.loadbalancers import LoadBalancers
 from podwire.controllers.namespaces import NamespaceDefaults, NamespaceDeleter
 from podwire.controllers.nodeipam import NodeIpam
 from podwire.controllers.nodelife import NodeLifecycle
@@ -64,6 +65,7 @@ CONTROLLERS: tuple[Callable[[Cluster], Controller], ...] = (
     ServiceCidrs,
     ServiceIps,
     ServiceProgrammed,
+    LoadBalancers,
     GarbageCollector,  # last: it watches what nobody before it watches
 )
 

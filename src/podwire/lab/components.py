@@ -105,6 +105,7 @@ async def _controllers(context: Context) -> None:
             node_masks=spec.node_masks(),
             ca_text=ca.read_text(),
             service_cidrs=spec.service_networks(),
+            load_balancer_pools=spec.pools(),
         )
         await run_controllers(api, config)
 

@@ -113,6 +113,12 @@ def router_requests(spec: LabSpec, outside: int) -> list[Request]:
         ),
         SetLink(device="eth1", up=True),
         *_addresses("eth1", inner, OUTSIDE_NETWORKS),
+        # Internal load balancers are for the segment: nothing from beyond is led to them.
+        *(
+            Add(Route(destination=network, type="blackhole"))
+            for pool in spec.pools().internal
+            for network in pool.networks()
+        ),
     ]
 
 

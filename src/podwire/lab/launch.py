@@ -54,6 +54,8 @@ _FIXED = (
     "hairpin_mode",
     "service_proxy",
     "non_masquerade_cidrs",
+    "load_balancer_pools",
+    "internal_load_balancer_pools",
     "max_pods",
     "probe_delays",
     "state_dir",

@@ -33,6 +33,7 @@ from podwire.cni.config import (
 )
 from podwire.errors import AddressError, UsageError
 from podwire.lab.paths import check_name, is_name
+from podwire.services.pools import Pools, make_pools
 
 IpFamily = Literal["ipv4", "ipv6", "dual"]
 ProbeDelays = Literal["standin", "manifest"]
@@ -68,8 +69,14 @@ API_HOST_NUMBER = 1
 # The router is .254, or the last address of a smaller node network.
 _ROUTER_HOST_NUMBER = 254
 API_PORT = 6443
-# Node addresses end where the load balancers' (.200-.250) begin.
-MAX_NODES = 198
+# Of 256 addresses of a node network: nodes end where the load balancers' begin. In an IPv6 network
+# the same digits are hexadecimal (fd00:30::200 to ::250).
+_INTERNAL_NUMBERS = (190, 199)
+_EXTERNAL_NUMBERS = (200, 250)
+_POOL_UNIT = 256
+# A node network smaller than this has no room for load balancers.
+_POOL_LEAST = 64
+MAX_NODES = 188
 # VNI-wide limit of upstream's cidrset: node mask minus cluster mask.
 _MAX_IPV6_MASK_DIFF = 16
 # The kernel's default for veth, of which the nodes' segment is made.
@@ -106,6 +113,8 @@ class LabSpec(msgspec.Struct, frozen=True, kw_only=True):
     node_cidrs: tuple[str, ...] = ()
     node_mask: int = 0
     non_masquerade_cidrs: tuple[str, ...] = ()
+    load_balancer_pools: tuple[str, ...] = ()
+    internal_load_balancer_pools: tuple[str, ...] = ()
     publish: tuple[PublishSpec, ...] = ()
     probe_delays: ProbeDelays = "standin"
     max_pods: int = 1000
@@ -154,7 +163,19 @@ class LabSpec(msgspec.Struct, frozen=True, kw_only=True):
             cluster_cidrs=self.pod_networks(),
             service_cidrs=self.service_networks(),
             backend=self.service_proxy,
+            pools=self.pools(),
         )
+
+    def pools(self) -> Pools:
+        """Load balancer addresses; of each pool, ranges given replace the defaults."""
+        networks = self.node_networks().values()
+        external = self.load_balancer_pools or tuple(
+            text for n in networks for text in _pool(n, _EXTERNAL_NUMBERS)
+        )
+        internal = self.internal_load_balancer_pools or tuple(
+            text for n in networks for text in _pool(n, _INTERNAL_NUMBERS)
+        )
+        return make_pools(external, internal)
 
     def node_addresses(self, node: NodeSpec) -> tuple[Address, ...]:
         return self.host_addresses(node.number)
@@ -192,6 +213,20 @@ def _networks(
             )
         chosen[network.version] = network
     return tuple(chosen[family] for family in families)
+
+
+def _pool(network: Network, numbers: tuple[int, int]) -> tuple[str, ...]:
+    """The numbers' range in a node network; a smaller network has it in proportion."""
+    size = network.num_addresses
+    if size < _POOL_LEAST:
+        return ()
+    first, last = numbers
+    if size < _POOL_UNIT:
+        first, last = first * size // _POOL_UNIT, (last + 1) * size // _POOL_UNIT - 1
+        last = min(last, size - 3)  # before the router and the broadcast address
+    elif network.version == 6 and size > 0x1000:
+        first, last = int(str(first), 16), int(str(last), 16)
+    return (f"{network[first]}-{network[last]}",)
 
 
 def make_nodes(count: int, zones: tuple[str, ...]) -> tuple[NodeSpec, ...]:
@@ -334,11 +369,33 @@ def _check_sizes(spec: LabSpec) -> None:
             f"node CIDR {', '.join(map(str, spec.node_networks().values()))}: "
             f"too small for {len(spec.nodes)} nodes, the API server and the router"
         )
+    _check_pools(spec)
     for network in spec.service_networks():
         if network.num_addresses < 16:
             raise AddressError(
                 f"service CIDR {network}: too small, at least 16 addresses are needed"
             )
+
+
+def _check_pools(spec: LabSpec) -> None:
+    """Pools lie in the node network, where alone they can be announced, and hold no host of it."""
+    pools = spec.pools()
+    networks = spec.node_networks()
+    hosts = [
+        *((f"node {node.name}", spec.node_addresses(node)) for node in spec.nodes),
+        ("the API server", spec.host_addresses(API_HOST_NUMBER)),
+        ("the router", spec.host_addresses(spec.router_number)),
+    ]
+    for pool in (*pools.external, *pools.internal):
+        network = networks.get(pool.version)
+        if network is None or pool.first not in network or pool.last not in network:
+            raise AddressError(
+                f"load balancer pool {pool}: not in the node network "
+                f"{', '.join(map(str, networks.values()))}"
+            )
+        for name, addresses in hosts:
+            if any(address in pool for address in addresses):
+                raise AddressError(f"load balancer pool {pool}: holds the address of {name}")
 
 
 def _check_overlaps(spec: LabSpec) -> None:

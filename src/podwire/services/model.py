@@ -99,7 +99,8 @@ class HealthCheck:
 class NodeView:
     """What Services need to know of the node they are compiled for.
 
-    `addresses` serve node ports. `external_ips` off ignores spec.externalIPs, which let anybody
+    `addresses` serve node ports. `pools` are (first, last) pairs of packed load balancer addresses
+    that belong to Services alone. `external_ips` off ignores spec.externalIPs, which let anybody
     who may write a Service take over an address (CVE-2020-8554; KEP-5707 turns them off).
     """
 
@@ -107,6 +108,11 @@ class NodeView:
     zone: str = ""
     addresses: tuple[Address, ...] = ()
     external_ips: bool = False
+    pools: tuple[tuple[bytes, bytes], ...] = ()
+
+    def owns(self, ip: bytes) -> bool:
+        """Whether the address is out of our own pools: no host will ever have it."""
+        return any(len(ip) == len(first) and first <= ip <= last for first, last in self.pools)
 
 
 @dataclass(frozen=True)
@@ -224,6 +230,7 @@ def _compile_port(
                 balancing=balancing,
                 ranges=ranges,
                 weights=weights,
+                exclusive=role == "LoadBalancer" and node.owns(key.ip),
             )
         )
 

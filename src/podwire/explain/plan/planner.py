@@ -17,8 +17,8 @@ Overlay: TypeAlias = Literal["none", "ipip", "vxlan", "wireguard"]
 
 _IPV6_NODE_PREFIX: Final = 64
 _IPV6_SERVICE_PREFIX: Final = 112
-# Of the lab's 172.30.0.0/24: the API server, the router, load balancers .200-.250, the ends.
-_LAB_NODES: Final = 198
+# Of the lab's 172.30.0.0/24: the API server, the router, load balancers .190-.250, the ends.
+_LAB_NODES: Final = 188
 _DEFAULTS: Final[dict[tuple[int, str], str]] = {
     (4, "nodes"): "10.0.0.0",
     (4, "pods"): "10.244.0.0",

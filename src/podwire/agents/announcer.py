@@ -1,0 +1,147 @@
+"""Load balancer addresses this node answers for, kept as Services, endpoints and nodes say.
+
+    Services of our class, their slices -> wanted: address -> eligible nodes (pure)
+      -> Announcement: by ARP and NDP from one elected node, or by BGP from every eligible one
+
+Every node has every address in its nftables; announcing only decides where clients beyond the
+cluster come in. An address is announced once this node serves it, so no client comes too early.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterable, Mapping
+from ipaddress import ip_address
+from typing import Protocol, TypeAlias
+
+from podwire.agents.services import ServiceAgent
+from podwire.client import Change, Informer
+from podwire.errors import KernelError
+from podwire.objects.core import Node, Service
+from podwire.objects.discovery import EndpointSlice
+from podwire.objects.meta import Key
+from podwire.services.election import Member, eligible_nodes, shared_eligibility
+from podwire.services.loadbalancers import carries_load_balancers, is_ours, vips_of
+from podwire.services.pools import Address, Pools
+
+_LOG = logging.getLogger(__name__)
+_SETTLE_S = 0.005
+_RETRY_S = 1.0
+# A Service whose elements are not in the kernel yet: a matter of milliseconds.
+_UNSERVED_RETRY_S = 0.02
+
+Wanted: TypeAlias = Mapping[Address, frozenset[str] | None]
+
+
+class Announcement(Protocol):
+    """One way to tell the network where an address is."""
+
+    async def run(self) -> None:
+        """Work until cancelled. What an earlier agent announced stays until `set` was called."""
+
+    def set(self, wanted: Wanted, members: Mapping[str, Member]) -> None:
+        """All there is to announce in the cluster, and the nodes that may. Errors: KernelError."""
+
+    def close(self) -> None: ...
+
+
+def compile_wanted(
+    services: Iterable[Service], slices: Mapping[Key, Iterable[EndpointSlice]], pools: Pools
+) -> dict[Address, frozenset[str] | None]:
+    """Every address to announce, and the nodes it may be announced from (None: any)."""
+    behind: dict[Address, list[frozenset[str] | None]] = {}
+    for service in services:
+        for address in vips_of(service, pools):
+            eligible = eligible_nodes(service, slices.get(service.key, ()))
+            behind.setdefault(address, []).append(eligible)
+    return {address: shared_eligibility(each) for address, each in behind.items()}
+
+
+class Announcer:
+    """One node's; it reads what the `ServiceAgent` follows."""
+
+    def __init__(
+        self, services: ServiceAgent, nodes: Informer[Node], announcement: Announcement
+    ) -> None:
+        self._services = services
+        self._nodes = nodes
+        self._announcement = announcement
+        self._ours: dict[Key, Service] = {}
+        self._slices: dict[Key, dict[Key, EndpointSlice]] = {}
+        self._dirty = asyncio.Event()
+
+    # --- observe ---
+
+    def _service_changed(self, change: Change[Service]) -> None:
+        old, new = change.old, change.new
+        if new is not None and is_ours(new):
+            self._ours[change.key] = new
+            self._dirty.set()
+        elif self._ours.pop(change.key, None) is not None or (old is not None and is_ours(old)):
+            self._dirty.set()
+
+    def _slice_changed(self, change: Change[EndpointSlice]) -> None:
+        piece = change.new or change.old
+        if piece is None or not piece.service_name:
+            return
+        key = Key(piece.metadata.namespace, piece.service_name)
+        if change.new is not None:
+            self._slices.setdefault(key, {})[piece.key] = piece
+        elif key in self._slices:
+            self._slices[key].pop(piece.key, None)
+            if not self._slices[key]:
+                del self._slices[key]
+        if key in self._ours and self._ours[key].spec.external_traffic_policy == "Local":
+            self._dirty.set()
+
+    def _node_changed(self, change: Change[Node]) -> None:
+        seen = [member_of(node) if node is not None else None for node in (change.old, change.new)]
+        if seen[0] != seen[1]:
+            self._dirty.set()
+
+    # --- run ---
+
+    async def run(self) -> None:
+        """Follow until cancelled."""
+        await self._services.synced.wait()
+        await self._nodes.synced.wait()
+        self._services.services.on_change(self._service_changed)
+        self._services.slices.on_change(self._slice_changed)
+        self._nodes.on_change(self._node_changed)
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._announcement.run())
+            self._dirty.set()
+            while True:
+                await self._dirty.wait()
+                await asyncio.sleep(_SETTLE_S)
+                self._dirty.clear()
+                self._update()
+
+    def _update(self) -> None:
+        slices = {key: self._slices[key].values() for key in self._ours if key in self._slices}
+        pools = self._services.config.pools
+        served = [s for s in self._ours.values() if self._services.serves(s, vips_of(s, pools))]
+        loop = asyncio.get_running_loop()
+        if len(served) < len(self._ours):
+            loop.call_later(_UNSERVED_RETRY_S, self._dirty.set)
+        members = {
+            node.metadata.name: member
+            for node in self._nodes.objects.values()
+            if (member := member_of(node)) is not None
+        }
+        try:
+            self._announcement.set(compile_wanted(served, slices, pools), members)
+        except KernelError as error:
+            _LOG.error("load balancers: not announced: %s; trying again", error)
+            loop.call_later(_RETRY_S, self._dirty.set)
+
+    def close(self) -> None:
+        self._announcement.close()
+
+
+def member_of(node: Node) -> Member | None:
+    """None where balanced traffic may not enter, or nobody knows the address yet."""
+    if not carries_load_balancers(node) or not node.internal_ips:
+        return None
+    return Member(ip_address(node.internal_ips[0]), node.ready)
