@@ -54,6 +54,8 @@ def _parse(words: list[str]) -> None:
     command: click.Command = cli
     context = click.Context(cli, info_name="podwire")
     while isinstance(command, click.Group):
+        if command.invoke_without_command and words[:1] != [*command.commands][:1]:
+            break
         name = words.pop(0)
         found = command.get_command(context, name)
         if found is None:

@@ -1,7 +1,7 @@
 """What this node tells about its Services: `/services`, `/metrics`, and its Node's condition.
 
     GET  /services                  NodeReport; ?brief=1 leaves out frontends
-    GET  /services/NAMESPACE/NAME   ServiceReport
+    GET  /services/NAMESPACE/NAME   ServiceReport, with the counts of single endpoints
     POST /services/wait             WaitRequest -> WaitResponse, as soon as all is programmed
     GET  /metrics                   beside the kubelet's; ?endpoints=1 adds a line per endpoint
 
@@ -27,8 +27,10 @@ from podwire.objects import kinds
 from podwire.objects.meta import Key, format_time
 from podwire.services.claims import Owner
 from podwire.services.metrics import NodeNumbers, render_metrics
+from podwire.services.model import FrontendKey
 from podwire.services.progress import CONDITION, describe_progress, write_interval_s
 from podwire.services.report import (
+    Counts,
     NodeReport,
     ServiceReport,
     WaitRequest,
@@ -48,7 +50,7 @@ class ServiceStatus:
         self._api = api
         self._name = node_name
         self._agent = agent
-        self._counters = ServiceCounters(agent.config.families, agent.claims, agent.tally)
+        self._counters = ServiceCounters(agent.config.families, agent.claims, agent.backend)
         self._written = ("", "", "")
 
     # --- documents ------------------------------------------------------------------------------
@@ -70,19 +72,21 @@ class ServiceStatus:
             services=tuple(
                 self._brief(owner, programmed)
                 if brief
-                else self._describe(owner, programmed, reading)
+                else self._describe(owner, programmed, reading.counts)
                 for owner, programmed in sorted(agent.programmed.items())
             ),
         )
 
-    def _describe(self, owner: Owner, programmed: Programmed, reading: Reading) -> ServiceReport:
+    def _describe(
+        self, owner: Owner, programmed: Programmed, counts: Mapping[FrontendKey, Counts]
+    ) -> ServiceReport:
         lost = {key: str(who) for key, who in self._agent.claims.lost(owner).items()}
         return describe_service(
             owner.kind,
             programmed.revision,
             programmed.error,
             programmed.compiled,
-            reading.counts,
+            counts,
             lost,
         )
 
@@ -139,11 +143,12 @@ class ServiceStatus:
     async def get_one(self, request: web.Request) -> web.Response:
         key = Key(request.match_info["namespace"], request.match_info["name"])
         owner = Owner(request.query.get("kind", "Service"), key)
-        reading = await self._counters.read()
         programmed = self._agent.programmed.get(owner)
         if programmed is None:
             raise NotFoundError(f"{owner}: not programmed on node {self._name}")
-        return _answer(self._describe(owner, programmed, reading))
+        frontends = [frontend.key for frontend in programmed.compiled.frontends]
+        counts = await self._counters.read_frontends(frontends)
+        return _answer(self._describe(owner, programmed, counts))
 
     async def wait(self, request: web.Request) -> web.Response:
         try:
@@ -162,8 +167,9 @@ class ServiceStatus:
 
     async def metrics(self, query: Mapping[str, str]) -> str:
         """The part of the page that is the agent's."""
-        reading = await self._counters.read()
-        return render_metrics(self.numbers(reading), endpoints=query.get("endpoints") == "1")
+        endpoints = query.get("endpoints") == "1"
+        reading = await self._counters.read(endpoints=endpoints)
+        return render_metrics(self.numbers(reading), endpoints=endpoints)
 
     # --- the Node's condition ---------------------------------------------------------------------
 

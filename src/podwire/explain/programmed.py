@@ -230,6 +230,18 @@ async def _read_report(api: Api, node: str, brief: bool) -> NodeReport | str:
         return f"cannot be asked: {e or type(e).__name__}"
 
 
+async def _read_one(api: Api, node: str, key: Key) -> NodeReport | str:
+    """A report with one Service alone, its endpoints counted."""
+    path = f"/api/v1/nodes/{node}/proxy/services/{key.namespace}/{key.name}"
+    try:
+        found = msgspec.json.decode(await api.request("GET", path), type=ServiceReport)
+    except NotFoundError:
+        return NodeReport(node=node)
+    except (PodwireError, aiohttp.ClientError, TimeoutError, msgspec.MsgspecError) as e:
+        return f"cannot be asked: {e or type(e).__name__}"
+    return NodeReport(node=node, services=(found,))
+
+
 async def read_rows(api: Api, namespace: str = "", name: str = "") -> list[ServiceRow]:
     """The rows of all Services of a namespace ("" for all), or of the one called `name`."""
     (services, _), (slices, _), (nodes, _) = await asyncio.gather(
@@ -242,8 +254,11 @@ async def read_rows(api: Api, namespace: str = "", name: str = "") -> list[Servi
         if not services:
             raise NotFoundError(f'services "{name}" not found in namespace {namespace}')
     # Agents are asked after the lists, so what they answer is not older.
-    reports = await read_reports(api, [node.metadata.name for node in nodes if node.ready])
-    return compile_rows(services, slices, reports)
+    names = [node.metadata.name for node in nodes if node.ready]
+    if name:
+        answers = await asyncio.gather(*(_read_one(api, node, services[0].key) for node in names))
+        return compile_rows(services, slices, dict(zip(names, answers, strict=True)))
+    return compile_rows(services, slices, await read_reports(api, names))
 
 
 async def wait_services(

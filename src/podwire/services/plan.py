@@ -206,6 +206,21 @@ class Ruleset:
             whole[4 if len(ip) == 4 else 6, nf.HAIRPIN][ip + ip] = None
         return whole
 
+    def sizes(self) -> dict[str, int]:
+        """How many elements the maps hold that grow with Services and endpoints."""
+        found = dict.fromkeys((nf.SERVICES, nf.ENDPOINTS, nf.BACKENDS_BY_ID), 0)
+        found[nf.SERVICES] = len(self._installed)
+        for installed in self._installed.values():
+            rendered = installed.rendered
+            name = nf.BACKENDS_BY_ID if installed.frontend.affinity_s else nf.ENDPOINTS
+            found[name] += len(rendered.slots) + len(rendered.internal)
+        return found
+
+    def elements_of(self, key: FrontendKey) -> dict[str, dict[Key, Data]]:
+        """What one frontend has in the maps, by set; nothing where it has none."""
+        installed = self._installed.get(key)
+        return frontend_elements(installed.frontend, installed.rendered) if installed else {}
+
     def chains(self) -> dict[int, tuple[str, ...]]:
         """Every chain that was asked for so far."""
         return {v: tuple(sorted(names, key=_inner_first)) for v, names in self._chains.items()}

@@ -71,12 +71,12 @@ class Tally:
         self._kept.pop(key, None)
 
     def totals(self, live: Live, wanted: Container[FrontendKey]) -> dict[FrontendKey, Counts]:
-        """All of the `wanted` frontends; what was kept of others is forgotten."""
+        """All of the `wanted` frontends."""
         fresh, self._fresh = self._fresh or (), None
-        self._kept = {key: row for key, row in self._kept.items() if key in wanted}
         rows = {
             frontend: _Row(row.accepted, row.refused, Counter(row.endpoints))
             for frontend, row in self._kept.items()
+            if frontend in wanted
         }
         for name, elements in live.items():
             for key, counted in elements.items():
