@@ -6,6 +6,7 @@ It shares no process with the lab, so only the data plane can disturb it.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import subprocess
@@ -169,4 +170,4 @@ def drum(
 def longest_gap_s(beats: list[Beat]) -> float:
     """The longest time between two answers."""
     answered = [beat.ended for beat in beats if beat.answered]
-    return max((b - a for a, b in zip(answered, answered[1:], strict=False)), default=0.0)
+    return max((b - a for a, b in itertools.pairwise(answered)), default=0.0)

@@ -107,7 +107,7 @@ def _texts(kernel: NfCounters, family: str, chain: str) -> dict[int, str]:
     version = 6 if family == "ip6" else 4
     try:
         handles = kernel.rule_handles(family, nf.TABLE, chain)
-        rules = CompiledRuleset(version, {}, (), ()).rules(chain)
+        rules = CompiledRuleset(version, {}, (), (), ()).rules(chain)
     except (KernelError, KeyError, ValueError):
         return {}
     return dict(zip(handles, rules, strict=False)) if len(handles) == len(rules) else {}

@@ -416,8 +416,8 @@ def _walk(case: _Case, claims: Claims, packet: Packet) -> tuple[str, ...]:
     ruleset.plan()
     version = case.to.address.version
     sets = {name: found for (v, name), found in ruleset.elements().items() if v == version}
-    walked = CompiledRuleset(version, sets, *case.world.ranges(case.node)).walk(packet)
-    return walked.path
+    chains = ruleset.chains()[version]
+    return CompiledRuleset(version, sets, *case.world.ranges(case.node), chains).walk(packet).path
 
 
 def _reason(case: _Case, outcome: Outcome, expected: Expected) -> str:

@@ -66,7 +66,7 @@ class CompiledRuleset:
         sets: Sets,
         service_cidrs: tuple[Network, ...],
         cluster_cidrs: tuple[Network, ...],
-        chains: Iterable[str] = (),
+        chains: Iterable[str],
         node_addresses: frozenset[bytes] = frozenset(),
     ) -> None:
         self._words = nf.Words(version)

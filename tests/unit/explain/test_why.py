@@ -153,7 +153,7 @@ def test_every_step_of_a_connection_that_works() -> None:
     assert found.endpoints == ("10.244.1.2:8080", "10.244.2.2:8080")
     assert "pod ns1/web-2 on node-2" in text_of(found, "endpoints")
     assert found.rules[0] == "prerouting: jump dispatch"
-    assert found.rules[-1].startswith("lb-2: dnat")
+    assert found.rules[-1].startswith("lb-2: meta priority set numgen random mod 2 dnat")
 
 
 def test_rules_are_those_that_match_and_no_others() -> None:
