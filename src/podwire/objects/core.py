@@ -299,6 +299,7 @@ class PodSpec(View):
     host_network: bool = False
     share_process_namespace: bool = False
     hostname: str = ""
+    hostname_override: str | None = None
     subdomain: str = ""
     set_hostname_as_fqdn: bool = field(default=False, name="setHostnameAsFQDN")
     host_aliases: list[HostAlias] = []

@@ -1,22 +1,22 @@
-"""What a pod sees as /etc/hosts, /etc/resolv.conf and its host name: pure text, kubelet's form.
+"""What a pod sees as /etc/hosts and its host name: pure text, kubelet's form.
 
-Source: kubernetes/kubernetes pkg/kubelet/kubelet_pods.go (managedHostsFileContent) and
-pkg/kubelet/network/dns/dns.go (limits: 3 name servers, 32 search domains, 2048 characters).
+Source: kubernetes/kubernetes pkg/kubelet/kubelet_pods.go (managedHostsFileContent,
+GeneratePodHostNameAndDomain) and pkg/kubelet/util/util.go (GetNodenameForKernel); KEP-1797,
+KEP-4762.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from podwire.errors import ContainerError
 from podwire.objects.core import HostAlias, Pod
 
-_MAX_NAMESERVERS: Final = 3
-_MAX_SEARCHES: Final = 32
-_MAX_SEARCH_CHARS: Final = 2048
 _MAX_HOSTNAME: Final = 63
+# uname(2) has 65 bytes for a node name, the last one zero.
+_MAX_FQDN: Final = 64
 _MANAGED: Final = """\
 # Kubernetes-managed hosts file.
 127.0.0.1\tlocalhost
@@ -28,33 +28,42 @@ fe00::2\tip6-allrouters
 """
 
 
-@dataclass(frozen=True)
-class ResolvConf:
-    """A node's own resolver configuration, for pods that inherit it (`dnsPolicy: Default`)."""
-
-    nameservers: tuple[str, ...] = ()
-    searches: tuple[str, ...] = ()
-    options: tuple[str, ...] = ()
-
-
-NO_RESOLVER: Final = ResolvConf()
-
-
 def hostname(pod: Pod, domain: str) -> tuple[str, str]:
-    """The pod's host name and its domain ("" without `subdomain`); `setHostnameAsFQDN` is applied
-    by `kernel_hostname`."""
-    name = pod.spec.hostname or pod.metadata.name[:_MAX_HOSTNAME].rstrip("-.")
-    if not pod.spec.subdomain:
+    """The pod's host name and its domain ("" without `subdomain`, and with `hostnameOverride`,
+    which is the whole name); `setHostnameAsFQDN` is applied by `kernel_hostname`."""
+    spec = pod.spec
+    if spec.hostname_override:
+        return _truncated(spec.hostname_override), ""
+    name = _truncated(spec.hostname or pod.metadata.name)
+    if not spec.subdomain:
         return name, ""
-    return name, f"{pod.spec.subdomain}.{pod.metadata.namespace}.svc.{domain}"
+    return name, f"{spec.subdomain}.{pod.metadata.namespace}.svc.{domain}"
+
+
+def _truncated(name: str) -> str:
+    if len(name) <= _MAX_HOSTNAME:
+        return name
+    return name[:_MAX_HOSTNAME].rstrip("-.")
 
 
 def kernel_hostname(pod: Pod, domain: str, node: str) -> str:
-    """What uname(2) says inside the pod: the node's name in a pod of the host's network."""
+    """What uname(2) says inside the pod: the node's name in a pod of the host's network.
+
+    Raises `ContainerError` for a name the kernel has no room for: such a pod does not start.
+    """
     if pod.spec.host_network:
         return node
     name, suffix = hostname(pod, domain)
-    return f"{name}.{suffix}" if suffix and pod.spec.set_hostname_as_fqdn else name
+    if not suffix or not pod.spec.set_hostname_as_fqdn:
+        return name
+    fqdn = f"{name}.{suffix}"
+    if len(fqdn) > _MAX_FQDN:
+        raise ContainerError(
+            f"failed to construct FQDN from pod hostname and cluster domain, FQDN {fqdn} is too "
+            f"long ({_MAX_FQDN} characters is the max, {len(fqdn)} characters requested)",
+            reason="FailedCreatePodSandBox",
+        )
+    return fqdn
 
 
 def render_hosts(
@@ -76,58 +85,6 @@ def _aliases(aliases: Sequence[HostAlias]) -> str:
         return ""
     lines = [f"{alias.ip}\t" + "\t".join(alias.hostnames) for alias in aliases]
     return "\n# Entries added by HostAliases.\n" + "\n".join(lines) + "\n"
-
-
-def render_resolv_conf(
-    pod: Pod, cluster_dns: Sequence[str], domain: str, node: ResolvConf = NO_RESOLVER
-) -> str:
-    """The pod's resolv.conf by `dnsPolicy` and `dnsConfig`."""
-    nameservers, searches, options = _by_policy(pod, cluster_dns, domain, node)
-    config = pod.spec.dns_config
-    if config is not None:
-        nameservers = _merged(nameservers, config.nameservers)
-        searches = _merged(searches, config.searches)
-        named = {option.partition(":")[0]: option for option in options}
-        for option in config.options:
-            value = option.value
-            named[option.name] = option.name if value in (None, "") else f"{option.name}:{value}"
-        options = list(named.values())
-    lines = []
-    searches = _fit(searches)
-    if searches:
-        lines.append("search " + " ".join(searches))
-    lines += [f"nameserver {server}" for server in nameservers[:_MAX_NAMESERVERS]]
-    if options:
-        lines.append("options " + " ".join(options))
-    return "".join(f"{line}\n" for line in lines)
-
-
-def _by_policy(
-    pod: Pod, cluster_dns: Sequence[str], domain: str, node: ResolvConf
-) -> tuple[list[str], list[str], list[str]]:
-    policy = pod.spec.dns_policy
-    if policy == "None":
-        return [], [], []
-    cluster_first = policy == "ClusterFirstWithHostNet" or (
-        policy == "ClusterFirst" and not pod.spec.host_network
-    )
-    if not cluster_first or not cluster_dns:
-        return list(node.nameservers), list(node.searches), list(node.options)
-    searches = [f"{pod.metadata.namespace}.svc.{domain}", f"svc.{domain}", domain]
-    return list(cluster_dns), _merged(searches, node.searches), ["ndots:5"]
-
-
-def _merged(first: Sequence[str], second: Sequence[str]) -> list[str]:
-    return list(dict.fromkeys([*first, *second]))
-
-
-def _fit(searches: list[str]) -> list[str]:
-    fitting: list[str] = []
-    for domain in searches[:_MAX_SEARCHES]:
-        if len(" ".join([*fitting, domain])) > _MAX_SEARCH_CHARS:
-            break
-        fitting.append(domain)
-    return fitting
 
 
 def write_atomically(path: Path, text: str) -> None:

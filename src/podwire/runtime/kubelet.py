@@ -25,9 +25,9 @@ from podwire.runtime.admission import Admission
 from podwire.runtime.config import KubeletConfig
 from podwire.runtime.containers import ContainerRuntime, Spawner
 from podwire.runtime.events import PodEvents
-from podwire.runtime.hostfiles import NO_RESOLVER, ResolvConf
 from podwire.runtime.launch import Host, PolicyReady, no_policy
 from podwire.runtime.node import NodeRegistration, render_node_status
+from podwire.runtime.poddns import NO_RESOLVER, ResolvConf
 from podwire.runtime.podspec import SpecBuilder
 from podwire.runtime.references import References
 from podwire.runtime.sandbox import Sandbox

@@ -28,16 +28,14 @@ from podwire.runtime.containers import (
     Spawner,
 )
 from podwire.runtime.events import PodEvents
+from podwire.runtime.hostfiles import hostname as pod_hostname
 from podwire.runtime.hostfiles import (
-    NO_RESOLVER,
-    ResolvConf,
     kernel_hostname,
     render_host_network_hosts,
     render_hosts,
-    render_resolv_conf,
 )
-from podwire.runtime.hostfiles import hostname as pod_hostname
 from podwire.runtime.nsexec import PodShell
+from podwire.runtime.poddns import NO_RESOLVER, ResolvConf, compile_pod_dns
 from podwire.runtime.podspec import SpecBuilder
 from podwire.runtime.probes import Wheel
 from podwire.runtime.references import References
@@ -116,8 +114,10 @@ def write_host_files(host: Host, pod: Pod, sandbox: Sandbox) -> None:
     else:
         name, suffix = pod_hostname(pod, domain)
         hosts = render_hosts(sandbox.ips, name, suffix, aliases)
-    resolv = render_resolv_conf(pod, host.config.cluster_dns, domain, host.node_dns)
-    for name, text in (("hosts", hosts), ("resolv.conf", resolv)):
+    dns = compile_pod_dns(pod, host.config.cluster_dns, domain, host.node_dns)
+    for reason, text in dns.problems:
+        host.events.emit(pod, reason, text, warning=True)
+    for name, text in (("hosts", hosts), ("resolv.conf", dns.conf.render())):
         with open(f"{directory}/{name}", "w", encoding="utf-8") as file:
             file.write(text)
 

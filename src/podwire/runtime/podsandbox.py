@@ -16,8 +16,9 @@ from typing import TypeVar
 
 import msgspec
 
-from podwire.errors import AddressError, KernelError
+from podwire.errors import AddressError, ContainerError, KernelError, PodwireError
 from podwire.runtime import sandbox as records
+from podwire.runtime.hostfiles import kernel_hostname
 from podwire.runtime.launch import write_host_files
 from podwire.runtime.livepod import LivePod
 from podwire.runtime.sandbox import Sandbox
@@ -48,6 +49,11 @@ class PodSandbox:
 
     async def _make(self) -> Sandbox | None:
         live, config = self._live, self._live.host.config
+        try:
+            kernel_hostname(live.pod, config.cluster_domain, config.node_name)
+        except ContainerError as error:
+            self._refused(error)
+            return None
         fresh = records.new_sandbox(live.pod, config.boot_id, self.attempt, time.time())
         if fresh.host_network:
             ips = tuple(map(str, config.node_ips))
@@ -56,11 +62,8 @@ class PodSandbox:
             try:
                 added = await self._in_thread(partial(live.host.network.add, request))
             except (AddressError, KernelError) as error:
-                text = f"Failed to create pod sandbox: {error}"
-                live.say("FailedCreatePodSandBox", text, warning=True)
-                live.see(sandbox_ready=False, sandbox_message=text)
-                self.attempt += 1
                 live.host.starving[live.wake] = None
+                self._refused(error)
                 return None
             ips = tuple(map(str, added.ips))
         attached = msgspec.structs.replace(fresh, ips=ips)
@@ -71,6 +74,12 @@ class PodSandbox:
             await self._delete(attached)
             raise
         return attached
+
+    def _refused(self, error: PodwireError) -> None:
+        text = f"Failed to create pod sandbox: {error}"
+        self._live.say("FailedCreatePodSandBox", text, warning=True)
+        self._live.see(sandbox_ready=False, sandbox_message=text)
+        self.attempt += 1
 
     async def adopt(self, sandbox: Sandbox) -> bool:
         """Take over a recorded sandbox; False when it is no more (then its rests are removed)."""

@@ -1,20 +1,21 @@
-"""/etc/hosts, resolv.conf and host names, against what kubelet writes."""
+"""/etc/hosts and host names, against what kubelet writes; the whole table of KEP-4762."""
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import msgspec
 import pytest
 
+from podwire.apiserver.validation.pod import validate_pod_spec
+from podwire.errors import ContainerError
 from podwire.objects.core import Pod
 from podwire.runtime.hostfiles import (
-    ResolvConf,
     hostname,
     kernel_hostname,
     render_host_network_hosts,
     render_hosts,
-    render_resolv_conf,
 )
 
 DOMAIN = "cluster.local"
@@ -43,53 +44,114 @@ def test_host_network_hosts_begin_with_the_node_file() -> None:
     assert text == "# Kubernetes-managed hosts file (host network).\n127.0.0.1 localhost\n"
 
 
-@pytest.mark.parametrize(
-    ("spec", "expected"),
-    [
-        ({}, "web-0"),
-        ({"hostname": "db"}, "db"),
-        ({"hostname": "db", "subdomain": "data"}, "db"),
-        ({"hostNetwork": True, "hostname": "db"}, "node-1"),
-        (
-            {"hostname": "db", "subdomain": "data", "setHostnameAsFQDN": True},
-            "db.data.shop.svc.cluster.local",
-        ),
-    ],
-)
-def test_kernel_hostname(spec: dict[str, Any], expected: str) -> None:
-    assert kernel_hostname(pod(**spec), DOMAIN, "node-1") == expected
+NODE = "node-1"
+FQDN = "busybox1.sub.shop.svc.cluster.local"
+OWN_FQDN = "web-0.sub.shop.svc.cluster.local"
+ANY = "www.example.com"
+REFUSED = "refused by the API"
+
+# KEP-4762's table, every combination of the five fields: hostname, subdomain, setHostnameAsFQDN,
+# hostNetwork, hostnameOverride -> `hostname`, `hostname -f`, the name cluster DNS is asked for (it
+# is served where a headless Service is called like the subdomain).
+TRUTH = [
+    # host sub    asFQDN hostNet override -> hostname, hostname -f, DNS record
+    (0, 0, 0, 0, 0, "web-0", "web-0", None),
+    (1, 0, 0, 0, 0, "busybox1", "busybox1", None),
+    (0, 1, 0, 0, 0, "web-0", OWN_FQDN, None),
+    (1, 1, 0, 0, 0, "busybox1", FQDN, FQDN),
+    (0, 0, 1, 0, 0, "web-0", "web-0", None),
+    (1, 0, 1, 0, 0, "busybox1", "busybox1", None),
+    (0, 1, 1, 0, 0, OWN_FQDN, OWN_FQDN, None),
+    (1, 1, 1, 0, 0, FQDN, FQDN, FQDN),
+    (0, 0, 0, 1, 0, NODE, NODE, None),
+    (1, 0, 0, 1, 0, NODE, NODE, None),
+    (0, 1, 0, 1, 0, NODE, NODE, None),
+    (1, 1, 0, 1, 0, NODE, NODE, FQDN),
+    (0, 0, 1, 1, 0, NODE, NODE, None),
+    (1, 0, 1, 1, 0, NODE, NODE, None),
+    (0, 1, 1, 1, 0, NODE, NODE, None),
+    (1, 1, 1, 1, 0, NODE, NODE, FQDN),
+    (0, 0, 0, 0, 1, ANY, ANY, None),
+    (1, 0, 0, 0, 1, ANY, ANY, None),
+    (0, 1, 0, 0, 1, ANY, ANY, None),
+    (1, 1, 0, 0, 1, ANY, ANY, FQDN),
+    (0, 0, 1, 0, 1, REFUSED, REFUSED, None),
+    (1, 0, 1, 0, 1, REFUSED, REFUSED, None),
+    (0, 1, 1, 0, 1, REFUSED, REFUSED, None),
+    (1, 1, 1, 0, 1, REFUSED, REFUSED, None),
+    (0, 0, 0, 1, 1, REFUSED, REFUSED, None),
+    (1, 0, 0, 1, 1, REFUSED, REFUSED, None),
+    (0, 1, 0, 1, 1, REFUSED, REFUSED, None),
+    (1, 1, 0, 1, 1, REFUSED, REFUSED, None),
+    (0, 0, 1, 1, 1, REFUSED, REFUSED, None),
+    (1, 0, 1, 1, 1, REFUSED, REFUSED, None),
+    (0, 1, 1, 1, 1, REFUSED, REFUSED, None),
+    (1, 1, 1, 1, 1, REFUSED, REFUSED, None),
+]
 
 
-NODE = ResolvConf(("9.9.9.9",), ("corp.example",), ("timeout:1",))
-CLUSTER_FIRST = """\
-search shop.svc.cluster.local svc.cluster.local cluster.local corp.example
-nameserver 10.96.0.10
-options ndots:5
-"""
-INHERITED = "search corp.example\nnameserver 9.9.9.9\noptions timeout:1\n"
+def test_the_truth_table_has_every_combination() -> None:
+    assert {row[:5] for row in TRUTH} == set(itertools.product((0, 1), repeat=5))
 
 
-@pytest.mark.parametrize(
-    ("spec", "expected"),
-    [
-        ({}, CLUSTER_FIRST),
-        ({"dnsPolicy": "Default"}, INHERITED),
-        ({"hostNetwork": True}, INHERITED),
-        ({"hostNetwork": True, "dnsPolicy": "ClusterFirstWithHostNet"}, CLUSTER_FIRST),
-        (
-            {"dnsPolicy": "None", "dnsConfig": {"nameservers": ["1.2.3.4"], "searches": ["a.b"]}},
-            "search a.b\nnameserver 1.2.3.4\n",
-        ),
-        (
-            {"dnsConfig": {"options": [{"name": "ndots", "value": "2"}, {"name": "edns0"}]}},
-            CLUSTER_FIRST.replace("ndots:5", "ndots:2 edns0"),
-        ),
-    ],
-)
-def test_resolv_conf(spec: dict[str, Any], expected: str) -> None:
-    assert render_resolv_conf(pod(**spec), ["10.96.0.10"], DOMAIN, NODE) == expected
+@pytest.mark.parametrize("row", TRUTH, ids=lambda row: "".join(map(str, row[:5])))
+def test_host_names_of_kep_4762(row: tuple[Any, ...]) -> None:
+    named, sub, as_fqdn, host_net, override, kernel, canonical, record = row
+    spec: dict[str, Any] = {"containers": [{"name": "c", "image": "busybox"}]}
+    spec |= {"hostname": "busybox1"} if named else {}
+    spec |= {"subdomain": "sub"} if sub else {}
+    spec |= {"setHostnameAsFQDN": True} if as_fqdn else {}
+    spec |= {"hostNetwork": True} if host_net else {}
+    spec |= {"hostnameOverride": ANY} if override else {}
+    clashing = {"spec.hostNetwork", "spec.setHostnameAsFQDN"}
+    found = {error.field for error in validate_pod_spec(spec, "spec")} & clashing
+    assert bool(found) == (kernel == REFUSED)
+    if kernel == REFUSED:
+        return
+    this = pod(**spec)
+    assert kernel_hostname(this, DOMAIN, NODE) == kernel
+    assert _canonical(this) == canonical
+    assert _record(this) == record
 
 
-def test_resolv_conf_keeps_three_name_servers() -> None:
-    many = pod(dnsPolicy="None", dnsConfig={"nameservers": [f"1.1.1.{n}" for n in range(5)]})
-    assert render_resolv_conf(many, [], DOMAIN).count("nameserver") == 3
+def _canonical(this: Pod) -> str:
+    """`hostname -f`: the first name of the line of /etc/hosts that has the kernel's host name."""
+    if this.spec.host_network:
+        return NODE
+    kernel = kernel_hostname(this, DOMAIN, NODE)
+    hosts = render_hosts(["10.244.0.5"], *hostname(this, DOMAIN))
+    return next(line.split()[1] for line in hosts.splitlines() if kernel in line.split()[1:])
+
+
+def _record(this: Pod) -> str | None:
+    """What the endpoints controller publishes: `hostname` and `subdomain` as they are written."""
+    spec = this.spec
+    if not (spec.hostname and spec.subdomain):
+        return None
+    return f"{spec.hostname}.{spec.subdomain}.{this.metadata.namespace}.svc.{DOMAIN}"
+
+
+def test_a_name_without_room_in_the_kernel_does_not_start() -> None:
+    long = pod(hostname="h" * 40, subdomain="s" * 10, setHostnameAsFQDN=True)
+    fqdn = f"{'h' * 40}.{'s' * 10}.shop.svc.cluster.local"
+    with pytest.raises(ContainerError) as caught:
+        kernel_hostname(long, DOMAIN, NODE)
+    assert str(caught.value) == (
+        f"failed to construct FQDN from pod hostname and cluster domain, FQDN {fqdn} is too long "
+        f"(64 characters is the max, {len(fqdn)} characters requested)"
+    )
+
+
+def test_a_name_of_exactly_64_characters_starts() -> None:
+    rest = len(".s.shop.svc.cluster.local")
+    fits = pod(hostname="h" * (64 - rest), subdomain="s", setHostnameAsFQDN=True)
+    assert len(kernel_hostname(fits, DOMAIN, NODE)) == 64
+
+
+@pytest.mark.parametrize("field", ["name", "override"])
+def test_a_long_name_is_cut_and_never_ends_in_a_dash_or_dot(field: str) -> None:
+    long = "a" * 61 + ".-" + "b"
+    this = pod(hostnameOverride=long) if field == "override" else pod()
+    if field == "name":
+        this = msgspec.convert({"metadata": {"name": long, "namespace": "shop"}}, Pod)
+    assert hostname(this, DOMAIN) == ("a" * 61, "")

@@ -17,9 +17,9 @@ from podwire.errors import AddressError
 from podwire.objects.core import Pod
 from podwire.runtime import sandbox as records
 from podwire.runtime.config import KubeletConfig
-from podwire.runtime.hostfiles import NO_RESOLVER
 from podwire.runtime.launch import Host
 from podwire.runtime.livepod import LivePod
+from podwire.runtime.poddns import NO_RESOLVER
 from podwire.runtime.podsandbox import PodSandbox
 from podwire.runtime.state import slots_of
 from podwire.runtime.status import PodView
@@ -112,6 +112,25 @@ def test_a_step_that_failed_is_repeated_in_the_same_sandbox(world: World) -> Non
         assert live.view.sandbox_ready
         assert live.sandbox is not None
         assert world.network.there == {live.sandbox.id}
+
+    asyncio.run(go())
+
+
+def test_a_name_too_long_for_the_kernel_has_no_sandbox_and_waits_for_no_address(
+    world: World,
+) -> None:
+    async def go() -> None:
+        live, sandbox = world.pod()
+        spec = msgspec.structs.replace(
+            POD.spec, hostname="h" * 63, subdomain="s", set_hostname_as_fqdn=True
+        )
+        live.pod = msgspec.structs.replace(POD, spec=spec)
+        assert not await sandbox.ensure()
+        assert live.view.sandbox_message.startswith(
+            "Failed to create pod sandbox: failed to construct FQDN from pod hostname and "
+        )
+        assert not world.network.there
+        assert not world.host.starving
 
     asyncio.run(go())
 

@@ -6,7 +6,7 @@ Source: pkg/apis/core/validation/validation.go (ValidatePodSpec).
 from __future__ import annotations
 
 from podwire.apiserver import names
-from podwire.apiserver.fields import FieldError, forbidden, invalid_value, required
+from podwire.apiserver.fields import FieldError, forbidden, invalid_value, required, too_long
 from podwire.apiserver.validation.containers import validate_containers, validate_ids
 from podwire.apiserver.validation.meta import (
     PROTOCOLS,
@@ -27,6 +27,7 @@ from podwire.apiserver.validation.volumes import validate_volumes
 __all__ = ["PROTOCOLS", "validate_pod", "validate_pod_spec", "validate_port_or_name"]
 
 _MAX_ID = 2**31 - 1
+_MAX_HOSTNAME_OVERRIDE = 64
 
 
 def validate_pod(pod: Raw) -> list[FieldError]:
@@ -59,6 +60,7 @@ def validate_pod_spec(spec: Raw, path: str) -> list[FieldError]:
     for key in ("hostname", "subdomain"):
         if spec.get(key):
             out += invalid_each(f"{path}.{key}", spec[key], names.is_dns_label(spec[key]))
+    out += _hostname_override(spec, path)
     out += validate_tolerations(spec, path)
     out += _host_aliases(spec, path)
     out += validate_spread(spec, path)
@@ -81,6 +83,23 @@ def _host_namespaces(spec: Raw, path: str) -> list[FieldError]:
     if spec.get("shareProcessNamespace") and spec.get("hostPID"):
         text = "ShareProcessNamespace and HostPID cannot both be enabled"
         out.append(invalid_value(f"{path}.shareProcessNamespace", True, text))
+    return out
+
+
+def _hostname_override(spec: Raw, path: str) -> list[FieldError]:
+    """KEP-4762: the whole name, so nothing may add to it; a node's own name is not replaced."""
+    name, at = spec.get("hostnameOverride"), f"{path}.hostnameOverride"
+    if name is None:
+        return []
+    out = invalid_each(at, name, names.is_dns_subdomain(name))
+    if len(name) > _MAX_HOSTNAME_OVERRIDE:
+        out.append(too_long(at, _MAX_HOSTNAME_OVERRIDE))
+    if spec.get("hostNetwork"):
+        text = "may not be set when hostnameOverride is specified"
+        out.append(forbidden(f"{path}.hostNetwork", text))
+    if spec.get("setHostnameAsFQDN"):
+        text = "may not be true when hostnameOverride is specified"
+        out.append(forbidden(f"{path}.setHostnameAsFQDN", text))
     return out
 
 
