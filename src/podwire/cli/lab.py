@@ -45,6 +45,9 @@ _SPEC_FLAGS = (
     "mtu",
     "max_pods",
     "probe_delays",
+    "dns",
+    "node_local_dns",
+    "outside_zone",
 )
 _PLAN_ROLES: dict[str, Literal["nodes", "pods", "services"]] = {
     "node_cidrs": "nodes",
@@ -104,6 +107,19 @@ _PLAN_ROLES: dict[str, Literal["nodes", "pods", "services"]] = {
 @click.option(
     "--probe-delays", type=click.Choice(("standin", "manifest")), help="Default: standin."
 )
+@click.option(
+    "--dns", type=click.Choice(("podwire", "none")), help="Cluster DNS (default podwire)."
+)
+@click.option(
+    "--node-local-dns/--no-node-local-dns",
+    default=None,
+    help="A DNS cache on every node, which its pods ask (default: none).",
+)
+@click.option(
+    "--outside-zone",
+    metavar="FILE",
+    help="A zone file: what the host outside answers for names that are not the cluster's.",
+)
 @click.option("--state", "state_dir", default="", metavar="DIR", help="Keep the store there.")
 @click.option("--plan", "plan_file", default="", metavar="FILE", help="Build a `podwire plan`.")
 @click.option("--wait", "wait", default="60s", help="How long to wait until Ready (0: do not).")
@@ -155,6 +171,8 @@ def _spec(name: str, options: dict[str, Any]) -> LabSpec:
     given |= {field: options[field] for field in _SPEC_FLAGS if options[field] not in (None, ())}
     if state:
         given["state_dir"] = state
+    if "outside_zone" in given:
+        given["outside_zone"] = str(Path(given["outside_zone"]).absolute())
     planned = given.pop("nodes", 0)
     count = options["nodes"]
     if count is None:

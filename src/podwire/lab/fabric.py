@@ -37,7 +37,6 @@ from podwire.kernel.rtnl import Rtnl
 from podwire.lab.spec import (
     API_HOST_NUMBER,
     OUTSIDE,
-    OUTSIDE_ADDRESSES,
     OUTSIDE_NETWORKS,
     ROUTER,
     LabSpec,
@@ -108,7 +107,7 @@ def router_requests(spec: LabSpec, outside: int) -> list[Request]:
         *_addresses(UPLINK, spec.host_addresses(spec.router_number), spec.node_networks()),
         AddLink(
             name="eth1",
-            kind=Veth(peer=UPLINK, mac=mac_of(outside_addresses(spec)[0]), netns=outside),
+            kind=Veth(peer=UPLINK, mac=mac_of(spec.outside_addresses[0]), netns=outside),
             mac=mac_of(inner[0]),
         ),
         SetLink(device="eth1", up=True),
@@ -122,16 +121,12 @@ def router_requests(spec: LabSpec, outside: int) -> list[Request]:
     ]
 
 
-def outside_addresses(spec: LabSpec) -> tuple[Address, ...]:
-    return tuple(OUTSIDE_ADDRESSES[family] for family in spec.families)
-
-
 def outside_requests(spec: LabSpec) -> list[Request]:
     gateways = tuple(OUTSIDE_NETWORKS[family][1] for family in spec.families)
     return [
         SetLink(device="lo", up=True),
         SetLink(device=UPLINK, up=True),
-        *_addresses(UPLINK, outside_addresses(spec), OUTSIDE_NETWORKS),
+        *_addresses(UPLINK, spec.outside_addresses, OUTSIDE_NETWORKS),
         *_default_routes(gateways, UPLINK),
     ]
 

@@ -35,7 +35,7 @@ from podwire.lab import links, wire
 from podwire.lab.childoutput import redirect_to_cri_log, redirect_to_log
 from podwire.lab.fabric import Fabric
 from podwire.lab.paths import LabPaths
-from podwire.lab.spec import LabSpec, NodeSpec, PublishSpec
+from podwire.lab.spec import OUTSIDE, LabSpec, NodeSpec, PublishSpec
 
 _LOG = logging.getLogger("podwire.holder")
 
@@ -97,11 +97,17 @@ class Component:
     entry: str
     node: NodeSpec | None = None
     published: Published | None = None
+    host: str = ""
+    """Of the fabric, whose namespace it runs in; a node's component runs in its node's."""
     pid: int = 0
     started: float = 0.0
     restarts: int = 0
     failures: int = 0
     due: float | None = 0.0
+
+    @property
+    def where(self) -> str:
+        return self.node.name if self.node is not None else self.host
 
 
 @dataclass
@@ -178,13 +184,14 @@ class Holder:
 
     def start_all(self) -> None:
         """Import everything once, then fork."""
-        for module in ("podwire.lab.components", "podwire.runtime.standin"):
+        for module in ("podwire.lab.components", "podwire.runtime.standin", "podwire.dns.main"):
             importlib.import_module(module)
         gc.collect()
         gc.freeze()
         self.report("imports")
         self._add(Component("apiserver", "podwire.lab.components:apiserver"))
         self._add(Component("controllers", "podwire.lab.components:controllers"))
+        self._add(Component("outside-dns", "podwire.lab.components:outside_dns", host=OUTSIDE))
         for node in self.spec.nodes:
             self._add_node_components(node)
         for entry in self.spec.publish:
@@ -231,7 +238,7 @@ class Holder:
         component.pid = self._fork(
             component.name,
             lambda: _call_entry(component.entry, self._context(component)),
-            pin=self.paths.node_pins / component.node.name if component.node else None,
+            pin=self.paths.node_pins / component.where if component.where else None,
             log=self.paths.logs / f"{component.name}.log",
         )
 

@@ -58,6 +58,9 @@ _FIXED = (
     "internal_load_balancer_pools",
     "max_pods",
     "probe_delays",
+    "dns",
+    "node_local_dns",
+    "outside_zone",
     "state_dir",
 )
 

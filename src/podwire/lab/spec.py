@@ -37,6 +37,7 @@ from podwire.services.pools import Pools, make_pools
 
 IpFamily = Literal["ipv4", "ipv6", "dual"]
 ProbeDelays = Literal["standin", "manifest"]
+Dns = Literal["podwire", "none"]
 
 DEFAULT_NAME = "podwire"
 # The address plan of design documents, tests and examples; one per lab, labs are isolated.
@@ -69,6 +70,12 @@ API_HOST_NUMBER = 1
 # The router is .254, or the last address of a smaller node network.
 _ROUTER_HOST_NUMBER = 254
 API_PORT = 6443
+# Where a node's own cache answers its pods: what everybody's node-local-dns uses, and the same
+# digits in IPv6.
+NODE_LOCAL_DNS: dict[int, Address] = {
+    4: IPv4Address("169.254.20.10"),
+    6: IPv6Address("fd00:169:254:20::10"),
+}
 # Of 256 addresses of a node network: nodes end where the load balancers' begin. In an IPv6 network
 # the same digits are hexadecimal (fd00:30::200 to ::250).
 _INTERNAL_NUMBERS = (190, 199)
@@ -117,6 +124,9 @@ class LabSpec(msgspec.Struct, frozen=True, kw_only=True):
     internal_load_balancer_pools: tuple[str, ...] = ()
     publish: tuple[PublishSpec, ...] = ()
     probe_delays: ProbeDelays = "standin"
+    dns: Dns = "podwire"
+    node_local_dns: bool = False
+    outside_zone: str = ""
     max_pods: int = 1000
     state_dir: str = ""
 
@@ -192,6 +202,18 @@ class LabSpec(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def cluster_dns(self) -> tuple[Address, ...]:
         return tuple(network[10] for network in self.service_networks())
+
+    @property
+    def outside_addresses(self) -> tuple[Address, ...]:
+        """Of the host beyond the router, which is also everybody's name server for other names."""
+        return tuple(OUTSIDE_ADDRESSES[family] for family in self.families)
+
+    @property
+    def pod_dns(self) -> tuple[Address, ...]:
+        """The name servers of pods: the node's own cache where there is one."""
+        if self.node_local_dns:
+            return tuple(NODE_LOCAL_DNS[family] for family in self.families)
+        return self.cluster_dns
 
     def node(self, name: str) -> NodeSpec | None:
         return next((node for node in self.nodes if node.name == name), None)

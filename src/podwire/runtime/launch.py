@@ -27,6 +27,7 @@ from podwire.runtime.containers import (
     RunningContainer,
     Spawner,
 )
+from podwire.runtime.env import expand
 from podwire.runtime.events import PodEvents
 from podwire.runtime.hostfiles import hostname as pod_hostname
 from podwire.runtime.hostfiles import (
@@ -161,13 +162,18 @@ async def _builtin(host: Host, pod: Pod, slot: Slot, sandbox: Sandbox) -> Runnin
             reason="ErrImagePull",
         )
     env = await host.specs.environment(pod, slot.spec, sandbox)
+    mounts = await host.specs.volumes.prepare(pod, slot.spec, env, host.specs.facts(sandbox))
+    directory = host.pod_dir(sandbox.uid)
     key = f"{pod.metadata.uid}/{slot.name}/{slot.attempt}"
     log_path = host.log_path(pod, slot.name, slot.attempt)
     kwargs = {
-        "args": [*slot.spec.command, *slot.spec.args],
-        "namespace": pod.metadata.namespace,
-        "pod": pod.metadata.name,
-        "addresses": list(sandbox.ips),
+        "args": [expand(word, env) for word in (*slot.spec.command, *slot.spec.args)],
+        # The program sees the machine's files: where its pod's own are, it is told.
+        "files": {
+            "/etc/hosts": str(directory / "hosts"),
+            "/etc/resolv.conf": str(directory / "resolv.conf"),
+            **{m.destination: str(m.source) for m in mounts},
+        },
     }
     pin = sandbox.pin(host.config.pins_dir)
     process = await host.spawner.spawn(

@@ -16,7 +16,6 @@ from typing import Final
 import aiohttp
 
 from podwire.errors import PodwireError
-from podwire.runtime.builtin import BuiltinContainer
 from podwire.runtime.livepod import LivePod
 from podwire.runtime.references import references_of
 from podwire.runtime.standins import StandinContainer
@@ -82,6 +81,4 @@ class PodVolumes:
 
 def _has_volumes(slot: Slot) -> bool:
     """Whether the slot's container runs as a program that may have volumes mounted."""
-    return slot.running is not None and not isinstance(
-        slot.running, (StandinContainer, BuiltinContainer)
-    )
+    return slot.running is not None and not isinstance(slot.running, StandinContainer)

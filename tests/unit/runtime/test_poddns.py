@@ -78,8 +78,8 @@ nameserver 10.96.0.10
 options timeout:1 ndots:2 edns0 debug
 """),
         (
-            {"dnsPolicy": "None", "dnsConfig": {"nameservers": ["::1"], "searches": [".", "_s._t"]}},
-            "search . _s._t\nnameserver ::1\n",
+            {"dnsPolicy": "None", "dnsConfig": {"nameservers": ["::1"], "searches": [".", "_s.b"]}},
+            "search . _s.b\nnameserver ::1\n",
         ),
     ],
 )  # fmt: skip
