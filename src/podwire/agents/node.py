@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
@@ -30,6 +31,7 @@ from podwire.explain.probes.wire import OUTSIDE
 from podwire.runtime.config import KubeletConfig
 from podwire.runtime.containers import ContainerRuntime, Spawner
 from podwire.runtime.kubelet import Kubelet
+from podwire.runtime.poddns import NO_RESOLVER, ResolvConf
 from podwire.runtime.server import KubeletServer
 
 _WAITING = "container runtime network not ready: waiting for the node's podCIDR"
@@ -44,15 +46,27 @@ async def run(
     spawner: Spawner,
     runtime: ContainerRuntime | None = None,
     outside: Path | None = None,
+    builtins: Mapping[str, str] | None = None,
+    node_dns: ResolvConf = NO_RESOLVER,
 ) -> int:
     """Run until cancelled, or until the Node is deleted: then the exit status says so.
 
     `outside` is the pin of a host beyond the cluster, where there is one: probes may start there.
+    `builtins` are the images that are programs of podwire (NAME -> "module:function"), `node_dns`
+    is the node's own resolv.conf.
     """
     leases = LeaseStore(config.node_dir / "ipam.db", config.boot_id)
     pods = KernelPodNetwork(network, leases, config.pins_dir)
     node = NodeNetworkAgent(api, config.node_name, network, pods)
-    kubelet = Kubelet(config, api, pods, spawner=spawner, runtime=runtime)
+    kubelet = Kubelet(
+        config,
+        api,
+        pods,
+        spawner=spawner,
+        runtime=runtime,
+        builtins=builtins,
+        node_dns=node_dns,
+    )
     balancing = ServiceAgent(api, config.node_name, services, node.nodes, kubelet.pod_informer)
     status = ServiceStatus(api, config.node_name, balancing)
     layer2 = L2Announcement(config.node_name, L2Kernel(network.uplink, services.families))

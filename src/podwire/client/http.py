@@ -10,6 +10,7 @@ import asyncio
 import enum
 import functools
 import ssl
+import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +26,8 @@ from podwire.objects.meta import JsonObject, Kind, Object, T
 _JSON = "application/json"
 # A watch line carries one object; 3 MiB is the largest body an API server accepts.
 _READ_BUFFER = 2**18
+# How long a token read from a file is taken as it was (client-go transport/token_source.go).
+_TOKEN_S = 60.0
 
 Lines = list[bytes]
 
@@ -45,6 +48,8 @@ class Endpoint:
     ca_file: Path | None = None
     client_cert: tuple[Path, Path] | None = None
     token: str | None = None
+    token_file: Path | None = None
+    """Instead of `token`: a pod's, which is renewed; it is read anew as client-go does."""
 
     def connector(self) -> aiohttp.BaseConnector:
         if self.unix_socket is not None:
@@ -67,6 +72,8 @@ class Api:
     endpoint: Endpoint
     user_agent: str = "podwire"
     _session: aiohttp.ClientSession | None = field(default=None, repr=False)
+    _token: str = field(default="", repr=False)
+    _token_read: float = 0.0
 
     async def __aenter__(self) -> Self:
         self._session = aiohttp.ClientSession(
@@ -96,6 +103,19 @@ class Api:
             headers["Authorization"] = f"Bearer {self.endpoint.token}"
         return headers
 
+    def _authorization(self) -> dict[str, str] | None:
+        """The header of a renewed token; None where the session's headers say it all."""
+        if self.endpoint.token_file is None:
+            return None
+        now = time.monotonic()
+        if not self._token or now - self._token_read > _TOKEN_S:
+            self._token = self.endpoint.token_file.read_text().strip()
+            self._token_read = now
+        return {"Authorization": f"Bearer {self._token}"}
+
+    def _content(self, content_type: str) -> dict[str, str]:
+        return {"Content-Type": content_type, **(self._authorization() or {})}
+
     @property
     def session(self) -> aiohttp.ClientSession:
         if self._session is None:
@@ -119,7 +139,7 @@ class Api:
             path,
             params=query,
             data=data,
-            headers={"Content-Type": content_type} if data is not None else None,
+            headers=self._content(content_type) if data is not None else self._authorization(),
             timeout=aiohttp.ClientTimeout(total=timeout_s),
         ) as response:
             payload = await response.read()
@@ -228,6 +248,7 @@ class Api:
         async with self.session.get(
             kind.path(namespace),
             params=query,
+            headers=self._authorization(),
             timeout=aiohttp.ClientTimeout(total=None, sock_read=timeout_s + 30),
         ) as response:
             if response.status >= 400:

@@ -27,12 +27,15 @@ from podwire.lab.spec import API_PORT, OUTSIDE
 from podwire.lab.wire import ForkSpawner
 from podwire.runtime.config import KubeletConfig
 from podwire.runtime.oci import OciRuntime
+from podwire.runtime.poddns import ResolvConf
 from podwire.runtime.standin import StandinConfig
 from podwire.runtime.standin import main as standin_main
 
 # Requests and events make many objects and few cycles: the default (700, 10, 10) spends a fifth of
 # a busy component's time looking for them.
 _GC_THRESHOLD = (20_000, 20, 50)
+# Images that are programs of podwire, forked from the holder into the pod.
+_BUILTINS = {"dns": "podwire.dns.main:builtin"}
 _NODE_LABELS = {
     "kubernetes.io/os": "linux",
     "beta.kubernetes.io/os": "linux",
@@ -136,7 +139,7 @@ async def _agent(context: Context) -> int:
         images_dir=paths.images,
         boot_id=context.incarnation,
         labels=_NODE_LABELS | {"kubernetes.io/hostname": node.name} | zone,
-        cluster_dns=tuple(str(address) for address in spec.cluster_dns),
+        cluster_dns=tuple(map(str, spec.pod_dns)),
         probe_delays=spec.probe_delays,
         max_pods=spec.max_pods,
         families=spec.families,
@@ -152,6 +155,8 @@ async def _agent(context: Context) -> int:
             spawner=ForkSpawner(paths.control_socket),
             runtime=await OciRuntime.probe(kubelet.node_dir / "oci", paths.images),
             outside=paths.node_pins / OUTSIDE,
+            builtins=_BUILTINS,
+            node_dns=ResolvConf(tuple(map(str, spec.outside_addresses))),
         )
 
 

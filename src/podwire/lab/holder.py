@@ -45,6 +45,8 @@ _BACKOFF_S = (0.0, 0.05, 0.2, 0.5, 1.0)
 # A component that lived this long starts its back-off anew.
 _STEADY_S = 10.0
 _REMEMBERED_EXITS = 4096
+# Descriptors that may ride along with one request.
+_MAX_SOCKETS = 64
 
 
 class HolderArguments(msgspec.Struct):
@@ -375,7 +377,7 @@ class Holder:
     def _serve(self, client: socket.socket) -> None:
         fds: list[int] = []
         try:
-            data, fds = proc.recv_fds(client, 1 << 16, 4)
+            data, fds = proc.recv_fds(client, 1 << 16, _MAX_SOCKETS)
         except (PodwireError, OSError):
             data = b""
         if not data:
@@ -483,7 +485,9 @@ class Holder:
         self._impairments.change(ends[0], ends[1], request["impairment"])
         return {"impairments": self._impairments.describe()}
 
-    def op_spawn(self, client: socket.socket, request: wire.Message, _f: list[int]) -> wire.Message:
+    def op_spawn(
+        self, client: socket.socket, request: wire.Message, fds: list[int]
+    ) -> wire.Message:
         key: str = request["key"]
         if key in self.spawned:
             raise LabError(f"process {key}: runs already")
@@ -492,7 +496,8 @@ class Holder:
         def body() -> None:
             redirect_to_cri_log(Path(request["log"]))
             os.environ.update(request["env"])
-            _call_entry(request["entry"], **request["kwargs"])
+            given = {"sockets": fds} if fds else {}
+            _call_entry(request["entry"], **request["kwargs"], **given)
 
         self.exits.pop(key, None)
         pid = self._fork(key.rsplit("/", 1)[-1], body, pin=pin, log=None)

@@ -23,7 +23,7 @@ from podwire.errors import ApiError, LabError, NotFoundError, UsageError
 from podwire.explain import live, programmed, reach
 from podwire.explain.probes import wire as probes
 from podwire.kernel import features
-from podwire.lab import kubeconfig, launch, manifests, status, waiting, wire
+from podwire.lab import dnsaddon, kubeconfig, launch, manifests, status, waiting, wire
 from podwire.lab import spec as specs
 from podwire.lab.paths import LabPaths
 from podwire.lab.spec import LabSpec
@@ -113,12 +113,15 @@ class Lab:
         return built
 
     def wait_nodes(self) -> None:
-        """Return when the API server answers and every node is Ready."""
-        names = [node.name for node in self.spec.nodes]
+        """Return when the API server answers and every node is Ready; cluster DNS is applied
+        meanwhile, and `wait_ready` waits for it as for any Deployment."""
+        spec = self.spec
+        names = [node.name for node in spec.nodes]
 
         async def wait(api: Api) -> None:
             await api.wait_healthy(timeout_s=20.0)
-            await waiting.wait_nodes(api, names, _DEFAULT_WAIT_S)
+            addon = [dnsaddon.ensure_addon(api, spec)] if spec.dns == "podwire" else []
+            await asyncio.gather(*addon, waiting.wait_nodes(api, names, _DEFAULT_WAIT_S))
 
         self.call(wait)
 

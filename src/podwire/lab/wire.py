@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,16 +34,16 @@ def decode(line: bytes) -> Message:
     return msgspec.json.decode(line, type=dict[str, Any])
 
 
-def call(path: Path, message: Message, fd: int | None = None) -> Message:
+def call(path: Path, message: Message, *fds: int) -> Message:
     """Ask the holder and wait for its answer; `LabError` carries what it refused."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
         sock.settimeout(_TIMEOUT_S)
         try:
             sock.connect(str(path))
-            if fd is None:
-                sock.sendall(encode(message))
+            if fds:
+                proc.send_fds(sock, encode(message), fds)
             else:
-                proc.send_fds(sock, encode(message), [fd])
+                sock.sendall(encode(message))
             answer = b""
             while not answer.endswith(b"\n"):
                 part = sock.recv(_MAX_MESSAGE)
@@ -139,19 +139,25 @@ class ForkSpawner:
         netns: Path | None,
         env: Mapping[str, str],
         log_path: Path,
+        sockets: Sequence[socket.socket] = (),
     ) -> SpawnedProcess:
         """Fork `entry` ("package.module:function") with `kwargs` inside the pod's namespace."""
-        answer = await self.ask(
-            {
-                "op": "spawn",
-                "key": key,
-                "entry": entry,
-                "kwargs": dict(kwargs),
-                "netns": str(netns) if netns else "",
-                "env": dict(env),
-                "log": str(log_path),
-            }
-        )
+        message: Message = {
+            "op": "spawn",
+            "key": key,
+            "entry": entry,
+            "kwargs": dict(kwargs),
+            "netns": str(netns) if netns else "",
+            "env": dict(env),
+            "log": str(log_path),
+        }
+        if sockets:
+            # Descriptors need a connection of their own; the process is then taken over by ours.
+            fds = [sock.fileno() for sock in sockets]
+            answer = await asyncio.to_thread(call, self._path, message, *fds)
+            await self.ask({"op": "adopt", "prefix": key})
+        else:
+            answer = await self.ask(message)
         return SpawnedProcess(self, key, answer["pid"], answer["started_at"])
 
     async def recover(self, prefix: str) -> dict[str, Process]:

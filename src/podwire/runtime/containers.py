@@ -11,6 +11,7 @@ back what still runs, so a crash of the agent never ends a container.
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -214,10 +215,12 @@ class Spawner(Protocol):
         netns: Path | None,
         env: Mapping[str, str],
         log_path: Path,
+        sockets: Sequence[socket.socket] = (),
     ) -> Process:
         """Run `entry` ("module:function") in `netns`; `key` (unique) finds it again.
 
-        stdout and stderr go to `log_path` as CRI log lines.
+        stdout and stderr go to `log_path` as CRI log lines. With `sockets`, the function is also
+        given their descriptors, as `sockets`.
         """
 
     async def recover(self, prefix: str) -> dict[str, Process]:

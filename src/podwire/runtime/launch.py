@@ -18,6 +18,7 @@ from podwire.client import Api
 from podwire.cni import PodNetwork
 from podwire.errors import ContainerError, KernelError
 from podwire.objects.core import Pod
+from podwire.runtime.activation import ActivatedSockets
 from podwire.runtime.admission import Admission
 from podwire.runtime.builtin import BuiltinContainer
 from podwire.runtime.config import KubeletConfig
@@ -79,6 +80,7 @@ class Host:
     starving: dict[Callable[[], None], None] = field(default_factory=dict)
     """Who could not get a network, in order: one is called when another pod has given one back."""
     wheel: Wheel = field(default_factory=Wheel)
+    activated: ActivatedSockets = field(default_factory=ActivatedSockets)
     runtime: ContainerRuntime | None = None
     spawner: Spawner | None = None
     builtins: Mapping[str, str] = field(default_factory=dict)
@@ -176,8 +178,13 @@ async def _builtin(host: Host, pod: Pod, slot: Slot, sandbox: Sandbox) -> Runnin
         },
     }
     pin = sandbox.pin(host.config.pins_dir)
+    families = sorted({6 if ":" in ip else 4 for ip in sandbox.ips})
+    try:
+        sockets = host.activated.of(sandbox.uid, slot.name, pin, slot.spec.ports, families)
+    except (KernelError, OSError) as error:
+        raise ContainerError(str(error), reason="CreateContainerError") from error
     process = await host.spawner.spawn(
-        key, entry, kwargs, netns=pin, env=dict(env), log_path=log_path
+        key, entry, kwargs, netns=pin, env=dict(env), log_path=log_path, sockets=sockets
     )
     shell = host.shell(pod, sandbox)
     return BuiltinContainer(process, key, log_path, shell, env)

@@ -110,6 +110,7 @@ class PodSandbox:
         live = self._live
         if live.sandbox is None:
             return
+        live.host.activated.release(live.sandbox.uid)
         if live.host.runtime is not None:
             await live.host.runtime.remove_pod(live.sandbox.uid)
         await self._delete(live.sandbox)
