@@ -2,6 +2,7 @@
 
     PodwireError
     ├── UsageError            the user asked for something impossible; the message says what to do
+    │   └── CorefileError         a Corefile says something wrong or unsupported (has line and column)
     ├── LabError              a lab cannot be built, found or changed
     │   ├── LabNotFoundError
     │   └── LabExistsError
@@ -38,6 +39,14 @@ class PodwireError(Exception):
 
 class UsageError(PodwireError):
     exit_code = 2
+
+
+class CorefileError(UsageError):
+    """`line` and `column` count from 1."""
+
+    def __init__(self, message: str, *, file: str, line: int, column: int) -> None:
+        self.file, self.line, self.column = file, line, column
+        super().__init__(f"{file}:{line}:{column}: {message}")
 
 
 class LabError(PodwireError):

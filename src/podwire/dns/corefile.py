@@ -1,0 +1,157 @@
+"""A Corefile's directives -> `config.Corefile`. Pure.
+
+    parse_blocks (syntax) -> DIRECTIVES[name](line, site) -> fields of a Block
+
+The subset is what people really use; what is not in it is refused by name with its place and what
+to do instead, never ignored: a server that silently does less than its file says answers wrongly.
+Defaults, limits and texts are those of each CoreDNS plugin's setup.go.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+from podwire.dns import directives, rewriterules
+from podwire.dns.caddyfile import Line, RawBlock, parse_blocks
+from podwire.dns.config import ORDER, Block, Corefile
+from podwire.dns.directives import Site
+from podwire.dns.zones import parse_zone_key
+
+DEFAULT_PORT: Final = 53
+
+Fields = dict[str, Any]
+
+# Each gives the value of the block's field of the same name.
+_ONCE: Final[Mapping[str, Callable[[Line, Site], Any]]] = {
+    "autopath": directives.parse_autopath,
+    "cache": directives.parse_cache,
+    "dns64": directives.parse_dns64,
+    "errors": directives.parse_errors,
+    "health": directives.parse_health,
+    "hosts": directives.parse_hosts,
+    "kubernetes": directives.parse_kubernetes,
+    "loadbalance": directives.parse_loadbalance,
+    "loop": directives.parse_loop,
+    "prometheus": directives.parse_prometheus,
+    "ready": directives.parse_ready,
+    "reload": directives.parse_reload,
+}
+# These may be repeated; their values are joined.
+_MANY: Final[Mapping[str, Callable[[Line, Site], tuple[Any, ...]]]] = {
+    "bind": directives.parse_bind,
+    "forward": directives.parse_forward,
+    "log": directives.parse_log,
+    "rewrite": rewriterules.parse_rewrite,
+}
+SUPPORTED: Final = frozenset((*_ONCE, *_MANY))
+
+# CoreDNS's other plugins, and what to do where they stood.
+_INSTEAD: Final[Mapping[str, str]] = {
+    "acl": "limit who may ask with a NetworkPolicy on the DNS pods",
+    "any": "delete it: ANY queries are passed on like others",
+    "auto": "serve the zone elsewhere and name that server in a stub domain",
+    "azure": "name the zone's servers in a stub domain",
+    "bufsize": "delete it: answers over UDP never exceed what the client asked for",
+    "cancel": "delete it: a query upstream ends after 5 s at the latest",
+    "chaos": "delete it",
+    "clouddns": "name the zone's servers in a stub domain",
+    "debug": "delete it; the `log` directive prints every query",
+    "dnssec": "let the upstream sign its zones",
+    "dnstap": "use `log`",
+    "erratic": "delete it",
+    "etcd": "serve the zone elsewhere and name that server in a stub domain",
+    "file": "serve the zone elsewhere and name that server in a stub domain; "
+    "single names go into `hosts`",
+    "geoip": "delete it",
+    "grpc": "use `forward`",
+    "header": "delete it",
+    "k8s_external": "serve the external zone elsewhere and name that server in a stub domain",
+    "local": "write the names into `hosts`",
+    "metadata": "delete it",
+    "minimal": "delete it",
+    "multisocket": "delete it: run more replicas",
+    "nomad": "name Nomad's DNS server in a stub domain",
+    "nsid": "delete it",
+    "pprof": "delete it",
+    "proxy": "use `forward`, which has replaced it in CoreDNS too",
+    "quic": "use dns://",
+    "root": "write whole paths",
+    "route53": "name the zone's servers in a stub domain",
+    "secondary": "serve the zone elsewhere and name that server in a stub domain",
+    "sign": "let the upstream sign its zones",
+    "template": "write single names into `hosts`, or map them with `rewrite name`",
+    "timeouts": "delete it",
+    "tls": "clients inside a cluster ask over UDP and TCP; delete it",
+    "trace": "delete it; /metrics has the durations",
+    "transfer": "zone transfers are refused; read the API instead",
+    "tsig": "delete it",
+    "view": "use one server block per zone",
+    "whoami": "use `dig +short TXT` against a server that has it",
+}
+
+
+def parse_corefile(
+    text: str,
+    *,
+    file: str = "Corefile",
+    files: Mapping[str, str] | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> Corefile:
+    """The configuration; raises `CorefileError` with the place of the first fault.
+
+    `files` by path are what `import` may name; `environment` is for `{$NAME}`.
+    """
+    raw = parse_blocks(text, file=file, files=files, environment=environment)
+    blocks: list[Block] = []
+    seen: dict[tuple[str, int, tuple[str, ...]], str] = {}
+    for entry in raw:
+        for block in _blocks(entry):
+            for zone in block.zones:
+                where = (zone, block.port, block.bind)
+                if where in seen:
+                    raise entry.keys[0].error(
+                        f"zone {zone} on port {block.port} is already served by the block in "
+                        f"line {seen[where]}; join the two"
+                    )
+                seen[where] = str(entry.keys[0].line)
+            blocks.append(block)
+    return Corefile(tuple(blocks))
+
+
+def _blocks(raw: RawBlock) -> list[Block]:
+    """A block whose keys name several ports is one block per port."""
+    by_port: dict[int, list[str]] = {}
+    for key in raw.keys:
+        try:
+            zones, port = parse_zone_key(key.text)
+        except ValueError as e:
+            raise key.error(f"server block {key.text}: {e}") from e
+        by_port.setdefault(port or DEFAULT_PORT, []).extend(zones)
+    return [_block(raw, tuple(dict.fromkeys(zones)), port) for port, zones in by_port.items()]
+
+
+def _block(raw: RawBlock, zones: tuple[str, ...], port: int) -> Block:
+    site = Site(zones)
+    fields: Fields = {}
+    for line in raw.lines:
+        name = line.name
+        if name in _ONCE:
+            if name in fields:
+                raise line.error(f"plugin '{name}' can only be used once per Server Block")
+            fields[name] = _ONCE[name](line, site)
+        elif name in _MANY:
+            fields[name] = (*fields.get(name, ()), *_MANY[name](line, site))
+        else:
+            raise line.error(_unsupported(name))
+    return Block(zones=zones, port=port, **fields)
+
+
+def _unsupported(name: str) -> str:
+    instead = _INSTEAD.get(name)
+    if instead is not None:
+        return f"plugin '{name}' is not supported; {instead}"
+    return f"Unknown directive '{name}'; known are {', '.join(sorted(SUPPORTED))}"
+
+
+assert set(ORDER) <= SUPPORTED
