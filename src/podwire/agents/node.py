@@ -11,13 +11,14 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
-from aiohttp import web
+from aiohttp import ClientError, ClientSession, ClientTimeout, web
 
 from podwire.agents.announcer import Announcer
 from podwire.agents.config import ServiceConfig
 from podwire.agents.l2 import L2Announcement, L2Kernel
 from podwire.agents.network import NodeNetworkAgent
 from podwire.agents.pathmtu import PathMtuCheck
+from podwire.agents.resolving import Place, Resolving
 from podwire.agents.services import ServiceAgent
 from podwire.agents.servicestatus import ServiceStatus
 from podwire.agents.tracing import Tracer
@@ -34,6 +35,7 @@ from podwire.runtime.kubelet import Kubelet
 from podwire.runtime.poddns import NO_RESOLVER, ResolvConf
 from podwire.runtime.server import KubeletServer
 
+_SCRAPE_S = 5.0
 _WAITING = "container runtime network not ready: waiting for the node's podCIDR"
 
 
@@ -75,6 +77,10 @@ async def run(
     server = KubeletServer(kubelet)
     server.add_route("POST", "/probe", lambda request: _probe(probes, request))
     server.add_route("POST", "/routes", lambda request: _routes(node, request))
+    resolving = Resolving(lambda source: _place(kubelet, source))
+    server.add_route("POST", "/dns", resolving.handle)
+    scrape = "/scrape/{namespace}/{name}/{port}"
+    server.add_route("GET", scrape, lambda request: _scrape(kubelet, request))
     server.add_route("POST", "/trace", Tracer(probes).handle)
     server.add_route("GET", "/services", status.get_all)
     server.add_route("POST", "/services/wait", status.wait)
@@ -99,6 +105,7 @@ async def run(
             return code
     finally:
         probes.close()
+        resolving.close()
         status.close()
         balancing.close()
         announcer.close()
@@ -121,6 +128,37 @@ def _source_pin(kubelet: Kubelet, source: str, outside: Path | None) -> Path | N
     if worker.sandbox.host_network:
         return None
     return kubelet.config.pins_dir / worker.sandbox.id
+
+
+def _place(kubelet: Kubelet, source: str) -> Place:
+    """Where a pod's programs look names up."""
+    namespace, _, name = source.partition("/")
+    worker = kubelet.find(namespace, name)
+    if worker is None or worker.sandbox is None:
+        raise LookupError(f"pod {source} does not run on node {kubelet.config.node_name}")
+    directory = kubelet.config.pods_dir / worker.sandbox.uid
+    pin = worker.sandbox.pin(kubelet.config.pins_dir)
+    return Place(pin, directory / "resolv.conf", directory / "hosts")
+
+
+async def _scrape(kubelet: Kubelet, request: web.Request) -> web.Response:
+    """The `/metrics` page of a pod of this node, from its node, as a Prometheus would get it."""
+    where = request.match_info
+    worker = kubelet.find(where["namespace"], where["name"])
+    if worker is None or worker.sandbox is None:
+        raise web.HTTPNotFound(text=f"pod {where['namespace']}/{where['name']} is not here")
+    host = worker.sandbox.ips[0]
+    shown = f"[{host}]" if ":" in host else host
+    timeout = ClientTimeout(total=_SCRAPE_S)
+    try:
+        async with (
+            ClientSession(timeout=timeout) as session,
+            session.get(f"http://{shown}:{where['port']}/metrics") as page,
+        ):
+            return web.Response(body=await page.read(), status=page.status)
+    except (ClientError, OSError, TimeoutError) as error:
+        text = f"http://{shown}:{where['port']}/metrics: {error or type(error).__name__}"
+        raise web.HTTPBadGateway(text=text) from error
 
 
 class _RoutesTo(msgspec.Struct, rename="camel"):

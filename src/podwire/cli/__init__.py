@@ -21,6 +21,7 @@ _COMMANDS = {
     "check": "podwire.cli.check:check",
     "delete": "podwire.cli.objects:delete",
     "demo": "podwire.cli.demo:demo",
+    "dns": "podwire.cli.dns:dns",
     "down": "podwire.cli.lab:down",
     "events": "podwire.cli.objects:events",
     "exec": "podwire.cli.objects:exec_",

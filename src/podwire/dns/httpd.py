@@ -42,7 +42,7 @@ async def serve_pages(pages: Pages, sockets: list[socket.socket]) -> list[asynci
 
 def _respond(pages: Pages, head: bytes) -> bytes:
     words = head.split(b"\r\n", 1)[0].decode("latin-1").split()
-    method, path = (words + ["", ""])[:2]
+    method, path = [*words, "", ""][:2]
     page = pages.get(path.partition("?")[0])
     if method not in ("GET", "HEAD"):
         status, text = HTTPStatus.METHOD_NOT_ALLOWED, ""

@@ -53,9 +53,7 @@ class PodFiles:
         return Corefile(tuple(map(self._locate, config.blocks)))
 
     def _locate(self, block: Block) -> Block:
-        forward = tuple(
-            replace(each, to=tuple(map(self._text, each.to))) for each in block.forward
-        )
+        forward = tuple(replace(each, to=tuple(map(self._text, each.to))) for each in block.forward)
         hosts = block.hosts and replace(block.hosts, path=self._text(block.hosts.path))
         autopath = block.autopath and replace(
             block.autopath, source=self._text(block.autopath.source)

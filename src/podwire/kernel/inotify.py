@@ -28,7 +28,7 @@ class DirectoryWatch:
     """Readable (`fileno`) when something in `directory` was written, renamed, made or removed."""
 
     def __init__(self, directory: Path) -> None:
-        self._fd = _libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._fd: int = _libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
         if self._fd < 0:
             raise KernelError("inotify_init1", errno=ctypes.get_errno())
         added = _libc.inotify_add_watch(self._fd, os.fsencode(directory), _EVENTS)
