@@ -59,8 +59,10 @@ def explain(
 def render(found: DnsExplanation) -> str:
     """The configuration, one line a query with its reason below, and the sum of it."""
     lines = [
-        (f"nameserver {', '.join(found.nameservers)}; ndots {found.ndots}; "
-        f"search {' '.join(domain or '.' for domain in found.searches) or '(none)'}")
+        (
+            f"nameserver {', '.join(found.nameservers)}; ndots {found.ndots}; "
+            f"search {' '.join(domain or '.' for domain in found.searches) or '(none)'}"
+        )
     ]
     if found.hosts:
         lines.append(f"/etc/hosts has it: {found.hosts}")

@@ -12,6 +12,7 @@ import gc
 import logging
 import signal
 from collections.abc import Coroutine
+from pathlib import Path
 from typing import Any
 
 import uvloop
@@ -21,8 +22,13 @@ from podwire.apiserver.app import ApiServer, ServerConfig
 from podwire.client import Api, Endpoint
 from podwire.controllers.config import ControllerConfig
 from podwire.controllers.manager import run as run_controllers
+from podwire.dns.answers import Answers
+from podwire.dns.index import Index, ZoneOptions
+from podwire.dns.records import Zone
+from podwire.dns.server import Server, bind
 from podwire.lab import publish as relay
 from podwire.lab.holder import Context
+from podwire.lab.outsidezone import OutsideZone, default_zone
 from podwire.lab.spec import API_PORT, OUTSIDE
 from podwire.lab.wire import ForkSpawner
 from podwire.runtime.config import KubeletConfig
@@ -36,6 +42,7 @@ from podwire.runtime.standin import main as standin_main
 _GC_THRESHOLD = (20_000, 20, 50)
 # Images that are programs of podwire, forked from the holder into the pod.
 _BUILTINS = {"dns": "podwire.dns.main:builtin"}
+_DNS_PORT = 53
 _NODE_LABELS = {
     "kubernetes.io/os": "linux",
     "beta.kubernetes.io/os": "linux",
@@ -171,3 +178,21 @@ async def _publish(context: Context) -> None:
         published = context.published
         target = relay.parse_target(published.spec.target)
         await relay.run(api, context.paths.node_pins, published.listener, target)
+
+
+def outside_dns(context: Context) -> None:
+    _run(_outside_dns(context))
+
+
+async def _outside_dns(context: Context) -> None:
+    """Everybody's resolver beyond the router; it knows its zone file and nothing else."""
+    spec = context.spec
+    text = (
+        Path(spec.outside_zone).read_text(encoding="utf-8")
+        if spec.outside_zone
+        else default_zone(spec.outside_addresses)
+    )
+    server = Server(Answers(Zone(Index(ZoneOptions(zones=())))), OutsideZone(text))
+    sockets = [bind(str(address), _DNS_PORT) for address in spec.outside_addresses]
+    await server.start([udp for udp, _ in sockets], [tcp for _, tcp in sockets])
+    await asyncio.Event().wait()

@@ -152,6 +152,11 @@ def remembered(name: str, state_dir: str) -> LabSpec | None:
 def up(spec: LabSpec, progress: Progress = lambda _: None) -> bool:
     """Make the lab run as `spec` says; True when it was built, False when it ran already."""
     check(spec)
+    if spec.outside_zone:
+        # Imported late: the reader of zone files is not needed for labs that give none.
+        from podwire.lab.outsidezone import read_zone_file
+
+        read_zone_file(spec.outside_zone)
     paths = LabPaths.of(spec.name)
     with _locked(paths):
         if holder_of(paths) is not None:

@@ -1,0 +1,132 @@
+"""One configuration, serving: what a Corefile comes to while it is in force.
+
+    Corefile -> zone and watch of its `kubernetes` block | nothing
+             -> the chain of every block -> a server per port
+
+A reload makes a second instance, waits until it is synced, and ends the first: as CoreDNS does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import socket
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final
+
+from podwire.client import Api
+from podwire.dns import config
+from podwire.dns.answers import Answers
+from podwire.dns.index import Index, PodMode, ZoneOptions
+from podwire.dns.listening import Listening
+from podwire.dns.metrics import Collected, Metrics
+from podwire.dns.records import Zone
+from podwire.dns.server import Server
+from podwire.dns.watch import DnsWatch
+from podwire.errors import UsageError
+from podwire.objects.meta import LabelSelector
+
+_LOG = logging.getLogger(__name__)
+_NO_ZONE: Final = ZoneOptions(zones=())
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What every instance of a program shares. `api` None: no cluster is watched."""
+
+    api: Api | None
+    listening: Listening
+    addresses: tuple[str, ...] = ("127.0.0.1",)
+
+
+def zone_options(block: config.Kubernetes, addresses: tuple[str, ...]) -> ZoneOptions:
+    """The zone as a `kubernetes` directive describes it."""
+    return ZoneOptions(
+        zones=block.zones,
+        ttl_s=block.ttl,
+        pods=PodMode(block.pods),
+        endpoint_pod_names=block.endpoint_pod_names,
+        namespaces=frozenset(block.namespaces),
+        namespace_labels=block.namespace_labels or LabelSelector(),
+        labels=block.labels or LabelSelector(),
+        endpoints=not block.noendpoints,
+        ignore_empty_service=block.ignore_empty_service,
+        fallthrough=block.fallthrough,
+        local_addresses=addresses,
+    )
+
+
+class Instance:
+    """`start` returns when it serves; `synced` is set when its zone is whole."""
+
+    def __init__(self, corefile: config.Corefile, around: Surroundings) -> None:
+        self.corefile = corefile
+        self.metrics = Metrics()
+        self.synced = asyncio.Event()
+        self._around = around
+        found = [block.kubernetes for block in corefile.blocks if block.kubernetes]
+        if len(found) > 1:
+            raise UsageError("Corefile: more than one `kubernetes`; put all zones into one")
+        self._settings = found[0] if found else None
+        options = zone_options(found[0], around.addresses) if found else _NO_ZONE
+        balanced = any(block.kubernetes and block.loadbalance for block in corefile.blocks)
+        self.answers = Answers(Zone(Index(options)), rotate=balanced)
+        self._watch: DnsWatch | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+        self._servers: list[Server] = []
+        self.metrics.collectors.append(self._collect)
+
+    async def start(self) -> None:
+        """Serve, once synced or `startup_timeout` has passed (then SERVFAIL until it is)."""
+        if self._settings is None:
+            self.answers.mark_synced()
+            self.synced.set()
+        else:
+            await self._follow(self._settings.startup_timeout_s)
+        for port in self.corefile.ports:
+            await self._serve(port)
+
+    async def _follow(self, timeout_s: float) -> None:
+        if self._around.api is None:
+            raise UsageError("Corefile: `kubernetes` needs an API server")
+        self._watch = DnsWatch(self._around.api, self.answers)
+        self._tasks = [
+            asyncio.create_task(self._watch.run()),
+            asyncio.create_task(self._note_synced(self._watch)),
+        ]
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                await self.synced.wait()
+                return
+        _LOG.warning("starting server with unsynced Kubernetes API")
+
+    async def _note_synced(self, watch: DnsWatch) -> None:
+        await watch.synced.wait()
+        self.synced.set()
+
+    async def _serve(self, port: int) -> None:
+        server = Server(self.answers, None)
+        addresses = [address for b in self.corefile.on_port(port) for address in b.bind]
+        open_ones = self._around.listening.sockets
+        await server.start(
+            open_ones(socket.SOCK_DGRAM, port, addresses),
+            open_ones(socket.SOCK_STREAM, port, addresses),
+        )
+        self._servers.append(server)
+
+    async def stop(self) -> None:
+        """Finish what is under way, take nothing new."""
+        await asyncio.gather(*(server.stop() for server in self._servers))
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _collect(self) -> Iterable[Collected]:
+        """What the hot loop counted; it keeps no time, so these are in no duration."""
+        base = {"server": "dns://:53", "view": "", "zone": "cluster"}
+        for (kind, rcode), (count,) in self.answers.counts.items():
+            named = base | {"type": kind}
+            yield "coredns_dns_requests_total", "counter", named, count
+            yield "coredns_dns_responses_total", "counter", named | {"rcode": rcode}, count
