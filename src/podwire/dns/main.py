@@ -60,9 +60,10 @@ class Program:
         """The exit status. Raises `PodwireError` for a Corefile that is none."""
         corefile = self._read()
         instance = Instance(corefile, self._around)
-        await self._serve_pages(corefile)
         await instance.start()
         self._instance = instance
+        # Last: a probe that came early waits for its answer instead of being told no.
+        await self._serve_pages(corefile)
         _LOG.info("serving %s", ", ".join(f"port {port}" for port in corefile.ports))
         reloading = asyncio.create_task(self._reload())
         await self._stopping.wait()

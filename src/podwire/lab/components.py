@@ -22,10 +22,13 @@ from podwire.apiserver.app import ApiServer, ServerConfig
 from podwire.client import Api, Endpoint
 from podwire.controllers.config import ControllerConfig
 from podwire.controllers.manager import run as run_controllers
+from podwire.dns import main as dns
 from podwire.dns.answers import Answers
 from podwire.dns.index import Index, ZoneOptions
+from podwire.dns.podfiles import PodFiles
 from podwire.dns.records import Zone
 from podwire.dns.server import Server, bind
+from podwire.lab import nodelocal
 from podwire.lab import publish as relay
 from podwire.lab.holder import Context
 from podwire.lab.outsidezone import OutsideZone, default_zone
@@ -178,6 +181,17 @@ async def _publish(context: Context) -> None:
         published = context.published
         target = relay.parse_target(published.spec.target)
         await relay.run(api, context.paths.node_pins, published.listener, target)
+
+
+def node_local_dns(context: Context) -> None:
+    """The node's DNS cache: the same program as the cluster's, with another Corefile."""
+    assert context.node is not None
+    folder = context.paths.node(context.node.name) / "dns"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    corefile = folder / "Corefile"
+    corefile.write_text(nodelocal.render_corefile(context.spec))
+    fds = [sock.detach() for sock in context.sockets]
+    raise SystemExit(dns.start(["-conf", str(corefile)], PodFiles(), fds, None))
 
 
 def outside_dns(context: Context) -> None:

@@ -11,7 +11,7 @@ kubernetes/coredns.yaml.sed, kubernetes cluster/addons/dns.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
 from typing import Any, Final
 
 from podwire.client import Api
@@ -190,10 +190,10 @@ def _container() -> Document:
     }  # fmt: skip
 
 
-async def ensure_addon(api: Api, spec: LabSpec) -> None:
-    """Create what is missing."""
+async def ensure_addon(api: Api, spec: LabSpec, nodes_ready: Awaitable[None]) -> None:
+    """Create what is missing; the pods once there are nodes, or all would be on the first."""
     *first, last = render_addon(spec)
-    await asyncio.gather(*(_create(api, kind, document) for kind, document in first))
+    await asyncio.gather(nodes_ready, *(_create(api, kind, document) for kind, document in first))
     await _create(api, *last)
 
 

@@ -34,6 +34,7 @@ from podwire.kernel import libc, netns, proc, userns
 from podwire.lab import links, wire
 from podwire.lab.childoutput import redirect_to_cri_log, redirect_to_log
 from podwire.lab.fabric import Fabric
+from podwire.lab.nodelocal import open_node_local
 from podwire.lab.paths import LabPaths
 from podwire.lab.spec import OUTSIDE, LabSpec, NodeSpec, PublishSpec
 
@@ -81,6 +82,7 @@ class Context:
     api_socket: socket.socket
     node: NodeSpec | None = None
     published: Published | None = None
+    sockets: tuple[socket.socket, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,8 @@ class Component:
     published: Published | None = None
     host: str = ""
     """Of the fabric, whose namespace it runs in; a node's component runs in its node's."""
+    sockets: tuple[socket.socket, ...] = ()
+    """They outlive the process: what comes while it is restarted waits."""
     pid: int = 0
     started: float = 0.0
     restarts: int = 0
@@ -208,6 +212,10 @@ class Holder:
         self.paths.node(node.name).mkdir(mode=0o700, exist_ok=True)
         self._add(Component(f"standin-{node.name}", "podwire.lab.components:standin", node))
         self._add(Component(f"agent-{node.name}", "podwire.lab.components:agent", node))
+        if self.spec.node_local_dns:
+            entry = "podwire.lab.components:node_local_dns"
+            sockets = open_node_local(self.spec, self.paths.node_pins / node.name)
+            self._add(Component(f"dns-{node.name}", entry, node, sockets=sockets))
 
     def _add_publish(self, entry: PublishSpec, listener: socket.socket) -> None:
         """One relay per port: adding another never ends connections of the first."""
@@ -252,6 +260,7 @@ class Holder:
             self.api_socket,
             component.node,
             component.published,
+            component.sockets,
         )
 
     def _fork(
@@ -454,10 +463,14 @@ class Holder:
 
     def _remove_node(self, node: NodeSpec) -> None:
         """The node's agent said its Node object is gone: so is the machine."""
-        for name in (f"agent-{node.name}", f"standin-{node.name}"):
+        for name in (f"agent-{node.name}", f"standin-{node.name}", f"dns-{node.name}"):
             component = self.components.pop(name, None)
-            if component is not None and component.pid:
+            if component is None:
+                continue
+            if component.pid:
                 os.kill(component.pid, signal.SIGKILL)
+            for sock in component.sockets:
+                sock.close()
         assert self._fabric is not None
         self._fabric.remove_node(node)
         remaining = tuple(n for n in self.spec.nodes if n.name != node.name)

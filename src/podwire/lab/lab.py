@@ -120,8 +120,11 @@ class Lab:
 
         async def wait(api: Api) -> None:
             await api.wait_healthy(timeout_s=20.0)
-            addon = [dnsaddon.ensure_addon(api, spec)] if spec.dns == "podwire" else []
-            await asyncio.gather(*addon, waiting.wait_nodes(api, names, _DEFAULT_WAIT_S))
+            nodes = waiting.wait_nodes(api, names, _DEFAULT_WAIT_S)
+            if spec.dns == "podwire":
+                await dnsaddon.ensure_addon(api, spec, nodes)
+            else:
+                await nodes
 
         self.call(wait)
 
