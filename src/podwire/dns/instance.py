@@ -12,33 +12,41 @@ import asyncio
 import contextlib
 import logging
 import socket
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 from podwire.client import Api
 from podwire.dns import config
-from podwire.dns.answers import Answers
-from podwire.dns.index import Index, PodMode, ZoneOptions
+from podwire.dns.answers import Answers, Entry
+from podwire.dns.external import ExternalNames
+from podwire.dns.index import Changes, Index, PodMode, ZoneOptions
 from podwire.dns.listening import Listening
 from podwire.dns.metrics import Collected, Metrics
+from podwire.dns.plugins.autopath import search_list
 from podwire.dns.records import Zone
+from podwire.dns.seam import Client
 from podwire.dns.server import Server
+from podwire.dns.slowpath import Front, SlowPath, World
 from podwire.dns.watch import DnsWatch
 from podwire.errors import UsageError
 from podwire.objects.meta import LabelSelector
 
 _LOG = logging.getLogger(__name__)
+Kept = Mapping[bytes, Entry]
 _NO_ZONE: Final = ZoneOptions(zones=())
 
 
 @dataclass(frozen=True)
 class Surroundings:
-    """What every instance of a program shares. `api` None: no cluster is watched."""
+    """What every instance of a program shares. `api` None: no cluster is watched. `halt` ends the
+    program with a message: a loop was found."""
 
     api: Api | None
     listening: Listening
     addresses: tuple[str, ...] = ("127.0.0.1",)
+    halt: Callable[[str], None] = print
 
 
 def zone_options(block: config.Kubernetes, addresses: tuple[str, ...]) -> ZoneOptions:
@@ -56,6 +64,20 @@ def zone_options(block: config.Kubernetes, addresses: tuple[str, ...]) -> ZoneOp
         fallthrough=block.fallthrough,
         local_addresses=addresses,
     )
+
+
+class Door:
+    """What the server looks into: kept answers where no plugin could want the query, and `Front`
+    for the rest."""
+
+    def __init__(self, front: Front, answers: Answers) -> None:
+        self.hot: Kept = answers.hot if front.direct else {}
+        self.cold: Kept = answers.cold if front.direct else {}
+        self.max_udp = answers.max_udp
+        self._front = front
+
+    def answer(self, query: bytes, client: Client) -> bytes | None:
+        return self._front.answer(query, client)
 
 
 class Instance:
@@ -76,6 +98,15 @@ class Instance:
         self._watch: DnsWatch | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._servers: list[Server] = []
+        world = World(
+            fast=self.answers,
+            external=partial(ExternalNames, self.answers),
+            search_of=self._search_of,
+            halt=around.halt,
+            metrics=self.metrics,
+        )
+        self._chains = {port: SlowPath(corefile.on_port(port), world) for port in corefile.ports}
+        self.answers.on_evict(self._evict)
         self.metrics.collectors.append(self._collect)
 
     async def start(self) -> None:
@@ -107,21 +138,39 @@ class Instance:
         self.synced.set()
 
     async def _serve(self, port: int) -> None:
-        server = Server(self.answers, None)
-        addresses = [address for b in self.corefile.on_port(port) for address in b.bind]
+        chain = self._chains[port]
+        server = Server(Door(Front(self.answers, chain), self.answers), chain)
+        addresses = list(dict.fromkeys(a for b in self.corefile.on_port(port) for a in b.bind))
         open_ones = self._around.listening.sockets
         await server.start(
             open_ones(socket.SOCK_DGRAM, port, addresses),
             open_ones(socket.SOCK_STREAM, port, addresses),
         )
         self._servers.append(server)
+        chain.start((addresses[0] if addresses else self._around.addresses[0], port))
 
     async def stop(self) -> None:
         """Finish what is under way, take nothing new."""
         await asyncio.gather(*(server.stop() for server in self._servers))
+        await asyncio.gather(*(chain.close() for chain in self._chains.values()))
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _evict(self, changes: Changes) -> None:
+        """A change on the watch also ends what the chains' caches hold of it."""
+        for chain in self._chains.values():
+            if changes.everything:
+                chain.clear()
+            else:
+                chain.evict(changes.subtrees)
+
+    def _search_of(self, address: str) -> Sequence[str] | None:
+        """A pod's search list by its address, for `autopath`."""
+        if self._settings is None:
+            return None
+        namespace = self.answers.zone.index.namespace_at(address)
+        return search_list(namespace, self._settings.zones[0]) if namespace else None
 
     def _collect(self) -> Iterable[Collected]:
         """What the hot loop counted; it keeps no time, so these are in no duration."""

@@ -50,11 +50,18 @@ class Program:
         self._instance: Instance | None = None
         self._stopping = asyncio.Event()
         self._code = 0
+        self._instant = False
         self._pages: list[asyncio.Server] = []
 
     def stop(self, code: int = 0) -> None:
         self._code = code
         self._stopping.set()
+
+    def fail(self, message: str) -> None:
+        """End at once, as CoreDNS does when it finds a loop."""
+        print(message, flush=True)
+        self._instant = True
+        self.stop(1)
 
     async def run(self) -> int:
         """The exit status. Raises `PodwireError` for a Corefile that is none."""
@@ -69,7 +76,8 @@ class Program:
         await self._stopping.wait()
         reloading.cancel()
         await asyncio.gather(reloading, return_exceptions=True)
-        await asyncio.sleep(_lameduck_s(self._instance.corefile))
+        if not self._instant:
+            await asyncio.sleep(_lameduck_s(self._instance.corefile))
         await self._instance.stop()
         for server in self._pages:
             server.close()
@@ -166,7 +174,8 @@ async def run(
         if "kubernetes" in text:
             where = endpoint or files.endpoint()
             api = await stack.enter_async_context(Api(where, user_agent="podwire-dns"))
-        program = Program(corefile, Surroundings(api, listening, addresses), files)
+        around = Surroundings(api, listening, addresses, lambda text: program.fail(text))
+        program = Program(corefile, around, files)
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, program.stop)
         asyncio.get_running_loop().add_signal_handler(signal.SIGINT, program.stop)
         return await program.run()

@@ -16,14 +16,14 @@ import contextlib
 import logging
 import socket
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import dns.rcode
 
 from podwire.dns import wire
-from podwire.dns.answers import Answers, truncated
+from podwire.dns.answers import Entry, truncated
 from podwire.dns.seam import Client, SlowPath
 from podwire.dns.wire import MalformedError
 
@@ -60,11 +60,27 @@ class Stats:
     failed: int = 0
 
 
+class Served(Protocol):
+    """What the server answers from: `Answers`, or a door before it. `hot` and `cold` are looked
+    into without asking; empty ones send everything to `answer`."""
+
+    @property
+    def hot(self) -> Mapping[bytes, Entry]: ...
+
+    @property
+    def cold(self) -> Mapping[bytes, Entry]: ...
+
+    @property
+    def max_udp(self) -> int: ...
+
+    def answer(self, query: bytes, client: Client) -> bytes | None: ...
+
+
 class Server:
     """Serves `answers` and `slow` on sockets given or bound. `slow` None refuses other names."""
 
     def __init__(
-        self, answers: Answers, slow: SlowPath | None, limits: Limits | None = None
+        self, answers: Served, slow: SlowPath | None, limits: Limits | None = None
     ) -> None:
         self._answers = answers
         self._slow = slow

@@ -26,6 +26,8 @@ from podwire.objects.selectors import parse_label_selector
 
 _EXPRESSION: Final = re.compile(r"[=!(]|\s(in|notin)\s")
 
+SYSTEM_NAMESPACE = "kube-system"
+
 
 @dataclass(frozen=True)
 class Selector:
@@ -73,13 +75,14 @@ def parse_selector(text: str) -> Selector:
 
 
 def select(endpoints: Sequence[Endpoint], texts: Iterable[str]) -> list[Endpoint]:
-    """The endpoints any selector matches, in their own order; no selectors mean every pod.
+    """The endpoints any selector matches, in their own order; no selectors mean every pod but
+    the cluster's own (kube-system), which a selector has to name.
 
     Raises `UsageError` for a selector that matches nothing: a typo must not pass as "no traffic".
     """
     selectors = [parse_selector(text) for text in texts]
     if not selectors:
-        return [endpoint for endpoint in endpoints if endpoint.kind == "Pod"]
+        return [e for e in endpoints if e.kind == "Pod" and e.namespace != SYSTEM_NAMESPACE]
     for selector in selectors:
         if not any(selector.matches(endpoint) for endpoint in endpoints):
             raise UsageError(

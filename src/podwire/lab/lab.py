@@ -237,8 +237,10 @@ class Lab:
         return status.read_status(self.paths, ready, features.probe().missing())
 
     def pods(self, namespace: str = "") -> list[Pod]:
+        """Of one namespace, or of all but kube-system, where the lab's own are."""
         found, _ = self.call(lambda api: api.list(kinds.POD, namespace))
-        return sorted(found, key=lambda pod: pod.key)
+        chosen = [p for p in found if namespace or p.metadata.namespace != dnsaddon.NAMESPACE]
+        return sorted(chosen, key=lambda pod: pod.key)
 
     def pod(self, name: str, namespace: str = "default") -> LabPod:
         """A pod by its name, or a Ready one of the workload of that name."""
