@@ -2,7 +2,7 @@
 
     PodwireError
     ├── UsageError            the user asked for something impossible; the message says what to do
-    │   └── CorefileError         a Corefile says something wrong or unsupported (has line and column)
+    │   └── CorefileError         a Corefile says something wrong or unsupported (has its place)
     ├── LabError              a lab cannot be built, found or changed
     │   ├── LabNotFoundError
     │   └── LabExistsError

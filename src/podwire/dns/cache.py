@@ -85,7 +85,7 @@ class Entry:
         self.key = key
         self.name = name
         self.kind: Kind = kind
-        message, extended = packet.without_opt(message, list(found))
+        message = packet.without_opt(message, list(found))
         kept = [r for r in found if r.ttl_at < len(message)]
         end = 12 + len(name) + 4
         cuts = [r.ttl_at for r in kept if r.rtype != packet.OPT]
@@ -211,7 +211,7 @@ class Cache:
         self._tickets.discard(ticket)
         end = 12 + len(ticket.name) + 4
         found = packet.records(message, end)
-        if found is None:
+        if found is None or any(r.rtype == packet.OPT for r in found[:-1]):
             self.drops += 1
             return None
         kind = classify(message, found, qtype)

@@ -231,7 +231,9 @@ class _Reader:
             raise row[0].error("import takes one argument: the name of a snippet, or a path")
         self._imports += 1
         if self._imports > MAX_IMPORTS:
-            raise row[0].error(f"maximum import depth ({MAX_IMPORTS}) exceeded; a cycle of imports?")
+            raise row[0].error(
+                f"maximum import depth ({MAX_IMPORTS}) exceeded; a cycle of imports?"
+            )
         target = self._expanded(row[1])
         rows = self._snippets.get(target.text)
         if rows is None:

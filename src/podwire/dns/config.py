@@ -1,6 +1,6 @@
 """What a Corefile says, as values. Pure.
 
-    Corefile text -> parse_corefile -> Corefile(blocks) -> the chain of each block, listeners, probes
+    Corefile text -> parse_corefile -> Corefile(blocks) -> chains, listeners, probes
 
 One `Block` is one set of zones on one port. A field is None (or empty, or False) where the block
 does not name the plugin; every default inside is CoreDNS's. Zones are text, lower case, with the

@@ -24,7 +24,9 @@ MAX_UPSTREAMS: Final = 15
 _DURATION_PART: Final = re.compile(r"(\d+\.?\d*|\.\d+)(ns|us|µs|ms|s|m|h)")
 _UNITS: Final = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 _LEVELS: Final = ("warning", "error", "info", "debug")
-_TLS_INSTEAD: Final = "encrypted upstreams are not supported; name a plain DNS server, or a stub that encrypts"
+_TLS_INSTEAD: Final = (
+    "encrypted upstreams are not supported; name a plain DNS server, or a stub that encrypts"
+)
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,9 @@ class Words:
     def end(self) -> None:
         if self._rest:
             extra = self._rest[0]
-            raise extra.error(f"{self._line.name}: wrong argument count: {extra.text!r} is too many")
+            raise extra.error(
+                f"{self._line.name}: wrong argument count: {extra.text!r} is too many"
+            )
 
     def integer(self, what: str) -> int:
         return parse_integer(self.take(what), what)
@@ -250,7 +254,9 @@ def parse_bind(line: Line, site: Site) -> tuple[str, ...]:
     tokens = Words(line).rest("an address")
     for token in tokens:
         if not _is_address(token.text):
-            raise token.error(f"bind: {token.text!r} is not an IP address; interfaces have none here")
+            raise token.error(
+                f"bind: {token.text!r} is not an IP address; interfaces have none here"
+            )
     read_body(line, {})
     return tuple(token.text for token in tokens)
 
@@ -269,7 +275,7 @@ def _is_address(text: str) -> bool:
 def parse_kubernetes(line: Line, site: Site) -> config.Kubernetes:
     words = Words(line)
     zones = zones_of(words.rest()) or site.zones
-    if all(zone.endswith((".in-addr.arpa.", ".ip6.arpa.")) for zone in zones):
+    if all(f".{zone}".endswith((".in-addr.arpa.", ".ip6.arpa.")) for zone in zones):
         words.fail("non-reverse zone name must be used")
     fields = read_body(line, _KUBERNETES)
     if "namespaces" in fields and "namespace_labels" in fields:
@@ -512,7 +518,9 @@ def parse_cache(line: Line, site: Site) -> config.Cache:
     def disable(words: Words) -> Mapping[str, Any]:
         kind = words.take("success or denial")
         if kind.text not in ("success", "denial"):
-            raise kind.error(f"cache: cache type for disable must be success or denial: {kind.text}")
+            raise kind.error(
+                f"cache: cache type for disable must be success or denial: {kind.text}"
+            )
         return {f"disable_{kind.text}": zones_of(words.rest()) or site.zones}
 
     return config.Cache(zones, **(fields | read_body(line, {**_CACHE, "disable": disable})))

@@ -4,7 +4,8 @@
 
 5 s are the whole time of a query, 2 s that of one try. Where all are down, health checking is
 taken for broken and a random one is asked, unless `failfast`. TC is passed on, for the client to
-ask over TCP; with `prefer_udp` it is asked over TCP here. Source: coredns plugin/forward/forward.go.
+ask over TCP; with `prefer_udp` it is asked over TCP here.
+Source: coredns plugin/forward/forward.go.
 """
 
 from __future__ import annotations
@@ -247,5 +248,8 @@ def _checked(response: bytes, request: Request, upstream: Upstream) -> bytes:
         if packet.flags(response) & packet.TC:
             return packet.fit(response, end, 0)
         raise UpstreamError(f"response of {upstream.label} does not parse")
+    if any(r.rtype == packet.OPT and r.ttl >> 24 for r in found):
+        # BADVERS and the like: about our EDNS, not about the name.
+        raise UpstreamError(f"response of {upstream.label} has an extended response code")
     # What stands behind the last record is not DNS.
     return response[:12] + request.wire[12:end] + response[end : found[-1].end if found else end]

@@ -98,7 +98,12 @@ class Metrics:
         self._counters[name, tuple(sorted(labels.items()))] += amount
 
     def observe(
-        self, name: str, seconds: float, *, bounds: Sequence[float] = DURATION_BUCKETS_S, **labels: str
+        self,
+        name: str,
+        seconds: float,
+        *,
+        bounds: Sequence[float] = DURATION_BUCKETS_S,
+        **labels: str,
     ) -> None:
         key = (name, tuple(sorted(labels.items())))
         histogram = self._histograms.get(key)
@@ -158,7 +163,10 @@ def _responses(page: _Page, server: str, counts: Mapping[Key, list[float]]) -> N
         duration = durations.setdefault((zone, qtype), Histogram(DURATION_BUCKETS_S))
         duration.counts[bucket_s] += number
         duration.sum += seconds
-        for what, bucket, size in (("request", bucket_in, size_in), ("response", bucket_out, size_out)):
+        for what, bucket, size in (
+            ("request", bucket_in, size_in),
+            ("response", bucket_out, size_out),
+        ):
             histogram = sizes.setdefault((what, zone, tcp), Histogram(SIZE_BUCKETS))
             histogram.counts[bucket] += number
             histogram.sum += size

@@ -1,6 +1,6 @@
 """DNS messages as bytes, where parsing them whole would cost more than the work itself. Pure.
 
-    0 id 2 flags 4 qdcount 6 ancount 8 nscount 10 arcount 12 question, answers, authority, additional
+    0 id 2 flags 4 qdcount 6 ancount 8 nscount 10 arcount 12 question, answers, authority, more
 
 Only what forwarding and caching need: the question, the OPT record, where records and their TTLs
 are. Names are never decompressed, so a loop of pointers costs nothing; every offset is checked,
@@ -20,7 +20,7 @@ _PAIR: Final = struct.Struct(">HH")
 QR, AA, TC, RD, RA, AD, CD = 0x8000, 0x0400, 0x0200, 0x0100, 0x0080, 0x0020, 0x0010
 OPCODE: Final = 0x7800
 
-NOERROR, FORMERR, SERVFAIL, NXDOMAIN, NOTIMP, REFUSED = 0, 1, 2, 3, 4, 5
+NOERROR, FORMERR, SERVFAIL, NXDOMAIN, NOTIMP, REFUSED, BADVERS = 0, 1, 2, 3, 4, 5, 16
 
 A, NS, CNAME, SOA, PTR, MX, AAAA, SRV, OPT, HINFO = 1, 2, 5, 6, 12, 15, 28, 33, 41, 13
 AXFR, IXFR = 252, 251
@@ -28,6 +28,10 @@ AXFR, IXFR = 252, 251
 _CLIENT_SUBNET, _COOKIE, _KEEPALIVE, _PADDING = 8, 10, 11, 12
 # They are between two neighbours (RFC 7873, 7828, 7830): not to be passed on.
 _HOP_BY_HOP: Final = frozenset({_COOKIE, _KEEPALIVE, _PADDING})
+
+
+# What never fragments (DNS flag day 2020, RFC 9715): what we send at most over UDP and ask for.
+OWN_SIZE: Final = 1232
 
 
 class Question(NamedTuple):
@@ -174,9 +178,9 @@ def rcode(message: bytes) -> int:
 def error_reply(query: bytes, code: int, *, edns: Edns | None = None, end: int = 0) -> bytes:
     """A response without records; the question is repeated where `end` says where it ends."""
     kept = flags(query) & (OPCODE | RD | CD)
-    extra = opt_record(edns.size, edns.dnssec) if edns else b""
+    extra = opt_record(OWN_SIZE, edns.dnssec, extended=code >> 4) if edns else b""
     head = HEADER.pack(
-        int.from_bytes(query[:2], "big"), QR | kept | RA | code, bool(end), 0, 0, bool(extra)
+        int.from_bytes(query[:2], "big"), QR | kept | RA | code & 0xF, bool(end), 0, 0, bool(extra)
     )
     return head + query[12:end] + extra
 
@@ -191,29 +195,27 @@ def upstream_query(query: bytes, question: Question, edns: Edns | None) -> bytes
             for code, value in split_options(edns.options)
             if code not in _HOP_BY_HOP
         )
-        extra = opt_record(edns.size, edns.dnssec, kept)
+        extra = opt_record(min(edns.size, OWN_SIZE), edns.dnssec, kept)
     return head + query[12 : question.end] + extra
 
 
-def without_opt(message: bytes, found: list[Record]) -> tuple[bytes, int]:
-    """The message without its OPT records, and the upper bits of the response code."""
-    extended = 0
+def without_opt(message: bytes, found: list[Record]) -> bytes:
+    """The message without its OPT record."""
     for record in reversed(found):
         if record.rtype == OPT:
-            extended = record.ttl >> 24
             count = int.from_bytes(message[10:12], "big") - 1
             # Names behind it would point to wrong places; OPT is last in practice, and a message
             # where it is not is only shortened if nothing follows.
             if record.end != len(message):
-                return message, extended
+                return message
             message = message[:10] + count.to_bytes(2, "big") + message[12 : record.start]
-    return message, extended
+    return message
 
 
 def with_edns(response: bytes, edns: Edns) -> bytes:
-    """The response with an OPT record like the query's; it must not have one yet."""
+    """The response with our OPT record, DO as asked (RFC 3225); it must not have one yet."""
     count = int.from_bytes(response[10:12], "big") + 1
-    tail = response[12:] + opt_record(edns.size, edns.dnssec)
+    tail = response[12:] + opt_record(OWN_SIZE, edns.dnssec)
     return response[:10] + count.to_bytes(2, "big") + tail
 
 

@@ -1,6 +1,6 @@
 """One query on its way through a chain of plugins, and what comes back.
 
-    Request -> errors -> log -> ... -> forward;   Reply, or Failure for a response code without data
+Request -> errors -> log -> ... -> forward;   Reply, or Failure for a response code without data
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from podwire.dns.packet import Edns, Question
 from podwire.dns.seam import Client
 from podwire.errors import PodwireError
 
-MAX_UDP: Final = 512
+MAX_UDP: Final = 512  # without EDNS: RFC 1035 section 4.2.1
 
 
 class Request:
@@ -67,7 +67,7 @@ class Request:
         """How long a response may be."""
         if self.client.tcp:
             return 65535
-        return self.edns.size if self.edns else MAX_UDP
+        return min(self.edns.size, packet.OWN_SIZE) if self.edns else MAX_UDP
 
     @property
     def dnssec(self) -> bool:
@@ -82,11 +82,17 @@ class Request:
 
 
 class Reply(NamedTuple):
-    """A whole response to the request. `live` answers come from the watch: never to be cached."""
+    """A whole response to the request.
+
+    `live` answers come from the watch and are never to be cached. `owned`: the name is the
+    cluster's and fell through; the answer may be cached under that name, which changes evict,
+    but under no other.
+    """
 
     wire: bytes
     plugin: str
     live: bool = False
+    owned: bool = False
 
 
 class Failure(PodwireError):  # noqa: N818 - as CoreDNS: a response code and why

@@ -52,9 +52,7 @@ def parse_rewrite(line: Line, site: Site) -> tuple[config.RewriteRule, ...]:
             raise field.error(
                 f"rewrite: field '{field.text}' is not supported; use name, type, class or ttl"
             )
-    raise field.error(
-        f"rewrite: invalid rule type '{field.text}'; use name, type, class or ttl"
-    )
+    raise field.error(f"rewrite: invalid rule type '{field.text}'; use name, type, class or ttl")
 
 
 def _name(tokens: list[Token], at: Token, stop: bool) -> config.NameRule:

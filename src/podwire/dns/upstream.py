@@ -1,6 +1,6 @@
 """One upstream resolver: its sockets, its answers checked, its health.
 
-    exchange(query) -> random ID -> UDP (a socket of its own per query) | TCP (kept open) -> response
+    exchange(query) -> random ID -> UDP (a socket per query) | TCP (kept open) -> response
 
 Every query over UDP has a socket of its own: the kernel picks a random source port, and only the
 upstream's own address gets through (RFC 5452). What does not match in ID and question is not an
@@ -48,7 +48,7 @@ class Transport(Protocol):
 
 
 def matches(response: bytes, query: bytes, question: Question) -> bool:
-    """Whether this answers that: ID, QR, and the question, in whatever case (RFC 5452 section 4)."""
+    """Whether this answers that: ID, QR, and the question, in any case (RFC 5452 section 4)."""
     if len(response) < 12 or response[:2] != query[:2] or not response[2] & 0x80:
         return False
     if response[4:6] == b"\0\0":
@@ -58,7 +58,7 @@ def matches(response: bytes, query: bytes, question: Question) -> bool:
 
 
 class Upstream:
-    """Health and the choice between UDP and TCP; `fails` counts what failed since the last answer."""
+    """Health and the choice between UDP and TCP; `fails` counts since the last answer."""
 
     def __init__(
         self,

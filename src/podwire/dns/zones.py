@@ -1,6 +1,6 @@
 """Zones as a Corefile writes them: names, ports, and address ranges that mean reverse zones. Pure.
 
-    example.org   .:53   dns://example.org:1053   10.96.0.0/12 -> 96.10.in-addr.arpa. ... 111.10...
+example.org   .:53   dns://example.org:1053   10.96.0.0/12 -> 96.10.in-addr.arpa. ... 111.10...
 """
 
 from __future__ import annotations
@@ -58,7 +58,9 @@ def _reverse(text: str) -> tuple[str, ...]:
         raise ValueError(f"{text!r} is no address range ({e})") from e
     bits = 8 if network.version == 4 else 4
     whole = -(-network.prefixlen // bits) * bits
-    return tuple(_reverse_zone(subnet, whole // bits) for subnet in network.subnets(new_prefix=whole))
+    return tuple(
+        _reverse_zone(subnet, whole // bits) for subnet in network.subnets(new_prefix=whole)
+    )
 
 
 def _reverse_zone(network: ipaddress.IPv4Network | ipaddress.IPv6Network, labels: int) -> str:

@@ -70,7 +70,7 @@ class Autopath:
             except ValueError:
                 continue  # longer than a name can be
             reply = await self._following(asked)
-            live = live or reply.live
+            live = live or reply.live or reply.owned
             first = first or reply
             if packet.rcode(reply.wire) != packet.NXDOMAIN:
                 if reply is not first:
@@ -91,8 +91,6 @@ def aliased(wire: bytes, request: Request) -> bytes:
     if asked != original and message.answer and all(s.name != original for s in message.answer):
         ttl = min(s.ttl for s in message.answer)
         target = asked.to_text()
-        alias = dns.rrset.from_text(
-            original, ttl, dns.rdataclass.IN, dns.rdatatype.CNAME, target
-        )
+        alias = dns.rrset.from_text(original, ttl, dns.rdataclass.IN, dns.rdatatype.CNAME, target)
         message.answer.insert(0, alias)
     return encode(message, "autopath")

@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from podwire.dns import packet
 from podwire.dns.cache import Cache, Entry, cache_key
@@ -150,25 +150,6 @@ class CachePlugin:
         finally:
             entry.refreshing = False
 
-    def collect(self, server: str) -> Iterable[Collected]:
-        store = self.store
-        base = {"server": server, "view": "", "zones": ",".join(store.settings.zones)}
-        for kind, table in (("success", store.success), ("denial", store.denial)):
-            labels = {**base, "type": kind}
-            yield "coredns_cache_entries", "gauge", labels, len(table)
-            yield "coredns_cache_hits_total", "counter", labels, store.hits[kind]
-            yield "coredns_cache_evictions_total", "counter", labels, store.evictions[kind]
-        requests = store.misses + sum(store.hits.values())
-        for name, value in (
-            ("coredns_cache_requests_total", requests),
-            ("coredns_cache_misses_total", store.misses),
-            ("coredns_cache_prefetch_total", store.prefetches),
-            ("coredns_cache_served_stale_total", store.stale),
-            ("coredns_cache_drops_total", store.drops),
-            ("podwire_dns_cache_evicted_names_total", store.evicted_names),
-        ):
-            yield name, "counter", base, value
-
     async def close(self) -> None:
         for task in tuple(self._tasks):
             task.cancel()
@@ -189,3 +170,25 @@ def _key(request: Request) -> bytes:
 def _keeps_ad(request: Request) -> bool:
     """AD is for those who asked for it, by DO or AD (RFC 6840 section 5.7)."""
     return request.dnssec or bool(request.wire[3] & packet.AD)
+
+
+def collect(stores: Sequence[Cache], server: str) -> Iterable[Collected]:
+    """The numbers of one block's caches, summed."""
+    base = {"server": server, "view": "", "zones": ",".join(stores[0].settings.zones)}
+    for kind in ("success", "denial"):
+        labels = {**base, "type": kind}
+        entries = sum(len(s.success if kind == "success" else s.denial) for s in stores)
+        yield "coredns_cache_entries", "gauge", labels, entries
+        yield "coredns_cache_hits_total", "counter", labels, sum(s.hits[kind] for s in stores)
+        evictions = sum(s.evictions[kind] for s in stores)
+        yield "coredns_cache_evictions_total", "counter", labels, evictions
+    requests = sum(s.misses + sum(s.hits.values()) for s in stores)
+    for name, value in (
+        ("coredns_cache_requests_total", requests),
+        ("coredns_cache_misses_total", sum(s.misses for s in stores)),
+        ("coredns_cache_prefetch_total", sum(s.prefetches for s in stores)),
+        ("coredns_cache_served_stale_total", sum(s.stale for s in stores)),
+        ("coredns_cache_drops_total", sum(s.drops for s in stores)),
+        ("podwire_dns_cache_evicted_names_total", stores[0].evicted_names),
+    ):
+        yield name, "counter", base, value

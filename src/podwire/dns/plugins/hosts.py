@@ -3,7 +3,8 @@
     HostsTable (pure) <- parse_hosts(text); the plugin's file is read anew when it changes
 
 A name that has an address of the other family only is NODATA; one that has none falls through, or
-is SERVFAIL, because there is no SOA for a denial. Source: coredns plugin/hosts/{hosts,hostsfile}.go.
+is SERVFAIL, because there is no SOA for a denial.
+Source: coredns plugin/hosts/{hosts,hostsfile}.go.
 """
 
 from __future__ import annotations

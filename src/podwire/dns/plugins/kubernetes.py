@@ -1,32 +1,38 @@
 """`kubernetes`, seen from the chain: the fast answers, aliases to the outside, and falling through.
 
     FastAnswers.answer -> the response; NXDOMAIN in a zone of `fallthrough` -> the next plugin
-    Aliases.alias      -> the CNAME of an ExternalName, whose target is then asked for and appended
+                       -> None -> External: an ExternalName's CNAME, completed by asking for its
+                          target from the top of the server; what is no alias -> the next plugin
 
 Source: coredns plugin/kubernetes/handler.go, plugin/backend_lookup.go (A, AAAA, CNAME).
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from typing import Protocol
-
-import dns.rdatatype
+from collections.abc import Callable
 
 from podwire.dns import config, packet
-from podwire.dns.request import Failure, Handler, Reply, Request, decode, encode
-from podwire.dns.seam import FastAnswers
+from podwire.dns.request import Failure, Handler, Reply, Request
+from podwire.dns.seam import Client, FastAnswers, SlowPath
 from podwire.dns.zones import falls_through, in_zone
 
-# Asks for another name on behalf of a request, from the top of the server.
-Resolve = Callable[[Request], Awaitable[Reply]]
+# Makes a slow path that completes aliases, and gives everything else to the one it is made with.
+External = Callable[[SlowPath], SlowPath]
 
 
-class Aliases(Protocol):
-    """What is known of names whose answer ends outside of the cluster."""
+class _Inner:
+    """Resolves targets from the top; the query itself is not an alias if it comes back here."""
 
-    def alias(self, query: bytes) -> bytes | None:
-        """The response with the CNAME alone; None: no such name is an alias."""
+    def __init__(self, query: bytes, top: SlowPath) -> None:
+        self._query = query
+        self._top = top
+        self.came_back = False
+
+    async def resolve(self, query: bytes, client: Client) -> bytes | None:
+        if query is self._query:
+            self.came_back = True
+            return None
+        return await self._top.resolve(query, client)
 
 
 class Kubernetes:
@@ -34,16 +40,16 @@ class Kubernetes:
         self,
         settings: config.Kubernetes,
         fast: FastAnswers,
-        aliases: Aliases | None,
+        external: External | None,
         following: Handler,
-        resolve: Resolve,
+        top: SlowPath,
     ) -> None:
         self.zones = settings.zones
         self._fallthrough = settings.fallthrough
         self._fast = fast
-        self._aliases = aliases
+        self._external = external
         self._following = following
-        self._resolve = resolve
+        self._top = top
 
     def falls_through(self, name: str, response: bytes) -> bool:
         """Whether this response is another plugin's turn."""
@@ -53,29 +59,20 @@ class Kubernetes:
         if not any(in_zone(request.text, zone) for zone in self.zones):
             return await self._following(request)
         response = self._fast.answer(request.wire, request.client)
-        if response is None and self._aliases is not None:
-            alias = self._aliases.alias(request.wire)
-            if alias is not None:
-                return Reply(await self._chased(request, alias), "kubernetes", live=True)
+        if response is None:
+            response = await self._alias(request)
+        elif not response:
+            raise Failure(packet.FORMERR, "the query cannot be read", "kubernetes")
         if response is None or self.falls_through(request.text, response):
-            reply = await self._following(request)
-            # That it fell through is today's state: see Reply.live.
-            return reply
+            return (await self._following(request))._replace(owned=True)
         return Reply(response, "kubernetes", live=True)
 
-    async def _chased(self, request: Request, alias: bytes) -> bytes:
-        """The CNAME with what its target has; SERVFAIL if the target cannot be asked for."""
-        message = decode(alias, "kubernetes")
-        target = next(
-            (s[0].target for s in message.answer if s.rdtype == dns.rdatatype.CNAME), None
-        )
-        if target is None or request.question.qtype == packet.CNAME:
-            return alias
-        reply = await self._resolve(request.asking(target.to_wire()))
-        if packet.rcode(reply.wire) not in (packet.NOERROR, packet.NXDOMAIN):
-            raise Failure(
-                packet.rcode(reply.wire), f"target {target} could not be resolved", "kubernetes"
-            )
-        found = decode(reply.wire, "kubernetes")
-        message.answer.extend(found.answer)
-        return encode(message, "kubernetes")
+    async def _alias(self, request: Request) -> bytes | None:
+        """The completed response to an alias; None where the name is none."""
+        if self._external is None:
+            return None
+        inner = _Inner(request.wire, self._top)
+        # Asked over TCP: the whole answer is wanted, and cut for the client at the end.
+        client = request.client._replace(tcp=True)
+        response = await self._external(inner).resolve(request.wire, client)
+        return None if inner.came_back else response

@@ -1,6 +1,6 @@
 """`log`: one line per query, in CoreDNS's formats.
 
-    [INFO] 10.244.1.7:50759 - 29008 "A IN example.org. udp 41 false 4096" NOERROR qr,rd,ra 68 0.0379s
+    [INFO] 10.244.1.7:5075 - 2900 "A IN example.org. udp 41 false 4096" NOERROR qr,rd,ra 68 0.0379s
 
 Source: coredns plugin/log/log.go, plugin/pkg/replacer/replacer.go.
 """

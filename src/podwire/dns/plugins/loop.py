@@ -43,7 +43,7 @@ class Loop:
             if self._seen > SEEN_MAX:
                 self.active = False
                 self._halt(
-                    f'[FATAL] plugin/loop: Loop ({request.client.address}:{request.client.port} -> '
+                    f"[FATAL] plugin/loop: Loop ({request.client.address}:{request.client.port} -> "
                     f'here) detected for zone "{self.zone}". Query: "HINFO {self.name}". '
                     "An upstream of `forward` leads back to this server: name others, or a "
                     "resolv.conf that does not list the cluster's DNS"

@@ -112,7 +112,9 @@ class Rewrite:
         reply = await self._following(asked)
         if asked is request and not answers:
             return reply
-        return reply._replace(wire=_reverted(reply.wire, request, answers))
+        renamed = asked.question.name != request.question.name
+        live = reply.live or (reply.owned and renamed)
+        return reply._replace(wire=_reverted(reply.wire, request, answers), live=live)
 
     def _changed(
         self, asked: Request, rule: config.RewriteRule, changed: str, answers: _Answers
@@ -128,7 +130,9 @@ class Rewrite:
         try:
             return asked.asking(name_from_text(changed if changed.endswith(".") else changed + "."))
         except ValueError as e:
-            raise Failure(packet.SERVFAIL, f"invalid name after rewrite: {changed}", "rewrite") from e
+            raise Failure(
+                packet.SERVFAIL, f"invalid name after rewrite: {changed}", "rewrite"
+            ) from e
 
 
 def _compiled(rule: config.RewriteRule) -> Callable[[str], str | None] | None:
