@@ -16,12 +16,13 @@ from typing import Final
 
 from podwire.cni.links import interface
 from podwire.kernel import netns
-from podwire.kernel.requests import Add, AddLink, Address, Dummy, Request, SetLink
+from podwire.kernel.requests import Add, Address, Request
 from podwire.kernel.rtnl import Rtnl
 from podwire.lab.spec import NODE_LOCAL_DNS, LabSpec
 from podwire.runtime.activation import open_socket
 
-DEVICE: Final = "nodelocaldns"
+# Of the loopback device, because not every kernel has dummy ones; to the pods it is the same.
+DEVICE: Final = "lo"
 _PORT: Final = 53
 _METRICS_PORT, _HEALTH_PORT = 9253, 8080
 # Zones of the cluster, as kubernetes/kubernetes cluster/addons/dns/nodelocaldns has them.
@@ -29,13 +30,9 @@ _CLUSTER: Final = ("cluster.local", "in-addr.arpa", "ip6.arpa")
 
 
 def link_requests(spec: LabSpec) -> list[Request]:
-    """The device that carries the address: a route to it is needed, a peer is not."""
+    """The address, as one of the node's own."""
     addresses = [NODE_LOCAL_DNS[family] for family in spec.families]
-    return [
-        AddLink(name=DEVICE, kind=Dummy()),
-        SetLink(device=DEVICE, up=True),
-        *(Add(Address(DEVICE, interface(a, a.max_prefixlen))) for a in addresses),
-    ]
+    return [Add(Address(DEVICE, interface(a, a.max_prefixlen))) for a in addresses]
 
 
 def open_node_local(spec: LabSpec, pin: Path) -> tuple[socket.socket, ...]:
