@@ -83,6 +83,8 @@ def parse_query(data: bytes) -> Query:
     Limits on the other sections are miekg/dns's (acceptfunc.go): a NOTIFY or IXFR may bring one
     record each, an additional section two.
     """
+    if len(data) < HEADER.size:
+        raise MalformedError
     _, flags, questions, answers, authorities, additional = HEADER.unpack_from(data)
     if questions != 1 or answers > 1 or authorities > 1 or additional > 2:
         raise MalformedError
@@ -273,6 +275,14 @@ def encode(query: Query, reply: Reply, limit: int, own_size: int) -> Encoded:
             owner = body[start : start + size - len(_rdata(rest[0])) - _RR.size]
             wide = b"".join(owner + _plain(record) for record in rest)
     return Encoded(counts + body[HEADER.size :] + opt, rotating, wide)
+
+
+def encode_negative(query: Query, rcode: int, soa: bytes, own_size: int) -> Encoded:
+    """A response with nothing but the zone's SOA, already encoded for this length of question."""
+    opt = opt_record(query.edns, own_size, rcode) if query.edns else b""
+    flags = response_flags(query.flags, rcode, authoritative=True)
+    counts = struct.pack("!HHHHH", flags, 1, 0, 1, 1 if opt else 0)
+    return Encoded(counts + query.question + soa + opt)
 
 
 def _split_addresses(
