@@ -17,7 +17,7 @@ from podwire.dns.corefile import parse_corefile
 from podwire.dns.packet import Question
 from podwire.dns.seam import Client
 from podwire.dns.slowpath import SlowPath, World
-from podwire.dns.upstream import UpstreamError
+from podwire.dns.upstream import UpstreamError, matches
 
 POD = Client("10.244.1.7", 40000, False)
 SOA = "example.org. {ttl} IN SOA ns.example.org. root.example.org. 1 7200 1800 86400 {minimum}"
@@ -93,18 +93,18 @@ class FakeUpstream:
     asked: list[tuple[str, bytes]] = field(default_factory=list)
 
     async def udp(self, query: bytes, question: Question, timeout: float) -> bytes:
-        return await self._ask("udp", query, timeout)
+        return await self._ask("udp", query, question, timeout)
 
     async def tcp(self, query: bytes, question: Question, timeout: float) -> bytes:
-        return await self._ask("tcp", query, timeout)
+        return await self._ask("tcp", query, question, timeout)
 
-    async def _ask(self, proto: str, query: bytes, timeout: float) -> bytes:
+    async def _ask(self, proto: str, query: bytes, question: Question, timeout: float) -> bytes:
         self.asked.append((proto, query))
         if self.refuses:
             raise UpstreamError(f"read {proto} fake: connection refused")
         await asyncio.sleep(min(self.delay_s, timeout))
         response = None if self.down else self.answer(query)
-        if response is None or self.delay_s > timeout:
+        if response is None or self.delay_s > timeout or not matches(response, query, question):
             await asyncio.sleep(timeout - min(self.delay_s, timeout))
             raise UpstreamError(f"read {proto} fake: i/o timeout")
         return response
