@@ -513,7 +513,8 @@ class Holder:
             _call_entry(request["entry"], **request["kwargs"], **given)
 
         self.exits.pop(key, None)
-        pid = self._fork(key.rsplit("/", 1)[-1], body, pin=pin, log=None)
+        title = "-".join(key.split("/")[1:]) or key
+        pid = self._fork(title, body, pin=pin, log=None)
         started_at = time.time()
         self.spawned[key] = Spawned(key, pid, started_at, client)
         return {"pid": pid, "started_at": started_at}
