@@ -35,7 +35,8 @@ TCP, UDP, SCTP = PROTOCOLS["TCP"], PROTOCOLS["UDP"], PROTOCOLS["SCTP"]
 _FAMILIES = {4: socket.AF_INET, 16: socket.AF_INET6}
 _MAC = bytes.fromhex("020000000001")
 _ETHER = {4: _MAC + _MAC + b"\x08\x00", 16: _MAC + _MAC + b"\x86\xdd"}
-_FIRST_PORT, _LAST_PORT = 20_000, 60_000
+# Not more: masquerading towards one backend finds it hard to get a free port among too many.
+_FIRST_PORT, _LAST_PORT = 20_000, 32_000
 
 
 class Result(NamedTuple):
