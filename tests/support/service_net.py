@@ -30,6 +30,7 @@ from ipaddress import IPv4Network, IPv6Network, ip_address, ip_interface, ip_net
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from podwire.agents.backends import BackendFactory
 from podwire.agents.servicekernel import NftablesBackend, Ranges
 from podwire.kernel import netns, sysctl
 from podwire.kernel.conntrack import Conntrack
@@ -129,13 +130,19 @@ class Host:
 class ServiceNet:
     """Everything above, and the Services' back end of node-1. Close it to end the servers."""
 
-    def __init__(self, scratch: Path, *, pods: Iterable[str] = HERE) -> None:
+    def __init__(
+        self,
+        scratch: Path,
+        *,
+        pods: Iterable[str] = HERE,
+        make_backend: BackendFactory = NftablesBackend,
+    ) -> None:
         self.hosts: dict[str, Host] = {}
         self.claims = Claims()
         self._scratch = scratch
         self._stack = contextlib.ExitStack()
         self._build(pods)
-        self.backend = NftablesBackend((4, 6), self.claims)
+        self.backend = make_backend((4, 6), self.claims)
         self._stack.callback(self.backend.close)
         self.conntrack = Conntrack()
         self._stack.callback(self.conntrack.close)
@@ -152,7 +159,8 @@ class ServiceNet:
         self._stack.close()
 
     def open(self, ranges: Ranges) -> None:
-        self.backend.open(ranges)
+        if not self.backend.open(ranges):
+            self.backend.mend()
 
     def program(self, owner: Owner, frontends: Iterable[Any], rank: tuple[str, ...] = ()) -> None:
         """What the agent does for one owner, without the API."""

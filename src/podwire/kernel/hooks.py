@@ -2,8 +2,9 @@
 
 Services, policy, masquerade, mesh redirect and tracing meet on the same hooks; a feature takes its
 names and priorities from here, ARCHITECTURE.md prints this table, and a test fails on any table or
-base chain in a lab that it does not list. Names start with `podwire-`; nothing else is ever
-touched.
+base chain in a lab that it does not list. Names start with `podwire-`, except for the built-in
+chains of iptables: those are everybody's, and podwire has one jump in each to chains of its own.
+Nothing else is ever touched.
 """
 
 from __future__ import annotations
@@ -77,5 +78,18 @@ TRACE: Final = tuple(
     for family in ("ip", "ip6")
     for hook in ("prerouting", "output")
 )
+# With --service-proxy iptables, instead of SERVICES; of legacy iptables nft shows nothing.
+IPTABLES: Final = tuple(
+    Hook("services", family, kind, hook.upper(), hook, kind, priority)
+    for family in ("ip", "ip6")
+    for hook, kind, priority in (
+        ("prerouting", "nat", DSTNAT),
+        ("input", "filter", FILTER),
+        ("forward", "filter", FILTER),
+        ("output", "nat", DSTNAT),
+        ("output", "filter", FILTER),
+        ("postrouting", "nat", SRCNAT),
+    )
+)
 
-HOOKS: Final = (MASQUERADE, KUBENET_DEDUP, IMPAIR, *SERVICES, *TRACE)
+HOOKS: Final = (MASQUERADE, KUBENET_DEDUP, IMPAIR, *SERVICES, *TRACE, *IPTABLES)

@@ -229,7 +229,7 @@ class _GroupWriter:
     def _cluster_clients(self) -> Iterator[tuple[str, str, str]]:
         for cidr in self._node.cluster_cidrs:
             yield f"-s {cidr} ", "", "pod"
-        yield "", "-m addrtype --src-type LOCAL ", "the node's"
+        yield "", "-m addrtype --src-type LOCAL ", "node"
 
     def _firewall(self, frontend: Frontend, target: str) -> str:
         """loadBalancerSourceRanges: others come back and end in the filter table."""
