@@ -35,6 +35,7 @@ from podwire.services.report import (
     ServiceReport,
     WaitRequest,
     WaitResponse,
+    address_text,
     describe_service,
 )
 
@@ -67,6 +68,7 @@ class ServiceStatus:
             external_ips=agent.config.external_ips,
             service_cidrs=tuple(map(str, ranges.service_cidrs)),
             cluster_cidrs=tuple(map(str, ranges.cluster_cidrs)),
+            pools=tuple((address_text(a), address_text(b)) for a, b in agent.view.pools),
             mended=agent.mended,
             flows_deleted=dict(agent.cleaner.deleted),
             services=tuple(
