@@ -14,7 +14,8 @@ from __future__ import annotations
 import asyncio
 import datetime as dt
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 import msgspec
 from aiohttp import web
@@ -47,11 +48,17 @@ _MAX_WAIT_S = 600.0
 class ServiceStatus:
     """One node's; `run` beside the agent."""
 
-    def __init__(self, api: Api, node_name: str, agent: ServiceAgent) -> None:
+    def __init__(
+        self,
+        api: Api,
+        node_name: str,
+        agent: ServiceAgent,
+        pins: Callable[[], Sequence[Path]] = tuple,
+    ) -> None:
         self._api = api
         self._name = node_name
         self._agent = agent
-        self._counters = ServiceCounters(agent.config.families, agent.claims, agent.backend)
+        self._counters = ServiceCounters(agent.config.families, agent.claims, agent.backend, pins)
         self._written = ("", "", "")
 
     # --- documents ------------------------------------------------------------------------------
@@ -133,6 +140,7 @@ class ServiceStatus:
             len(agent.progress.refused),
             agent.progress.number,
             agent.latency,
+            reading.rtts_us,
         )
 
     # --- requests -------------------------------------------------------------------------------

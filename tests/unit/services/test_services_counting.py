@@ -183,6 +183,7 @@ def numbers() -> NodeNumbers:
         lost_flows=6,
         mended=1,
         revision=42,
+        rtts_us={VIP: [100, 250, 4000]},
     )
 
 
@@ -198,6 +199,8 @@ def numbers() -> NodeNumbers:
         'podwire_service_dropped_packets_total{reason="source-ranges"} 4',
         'podwire_service_flows_deleted_total{reason="endpoint gone"} 5',
         'podwire_service_map_elements{map="services"} 2',
+        'podwire_service_rtt_seconds{namespace="ns1",service="web",quantile="0.5"} 0.000250',
+        'podwire_service_rtt_seconds{namespace="ns1",service="web",quantile="0.99"} 0.004000',
         "podwire_conntrack_entries 9",
         "podwire_conntrack_limit 100",
         "podwire_service_lost_flow_events_total 6",
