@@ -54,7 +54,7 @@ async def run(
     node = NodeNetworkAgent(api, config.node_name, network, pods)
     kubelet = Kubelet(config, api, pods, spawner=spawner, runtime=runtime)
     balancing = ServiceAgent(api, config.node_name, services, node.nodes, kubelet.pod_informer)
-    status = ServiceStatus(api, config.node_name, balancing)
+    status = ServiceStatus(api, config.node_name, balancing, lambda: _pod_pins(kubelet))
     layer2 = L2Announcement(config.node_name, L2Kernel(network.uplink, services.families))
     announcer = Announcer(balancing, node.nodes, layer2)
     probes = ProbeService(lambda source: _source_pin(kubelet, source, outside))
@@ -90,6 +90,12 @@ async def run(
         announcer.close()
         with contextlib.suppress(OSError):
             leases.close()
+
+
+def _pod_pins(kubelet: Kubelet) -> list[Path]:
+    """The namespaces of this node's pods, those on the node's own network left out."""
+    sandboxes = [worker.sandbox for worker in kubelet.pods.values()]
+    return [kubelet.config.pins_dir / s.id for s in sandboxes if s and not s.host_network]
 
 
 def _source_pin(kubelet: Kubelet, source: str, outside: Path | None) -> Path | None:

@@ -14,7 +14,8 @@ from __future__ import annotations
 import asyncio
 import datetime as dt
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 import msgspec
 from aiohttp import web
@@ -35,6 +36,7 @@ from podwire.services.report import (
     ServiceReport,
     WaitRequest,
     WaitResponse,
+    address_text,
     describe_service,
 )
 
@@ -46,11 +48,17 @@ _MAX_WAIT_S = 600.0
 class ServiceStatus:
     """One node's; `run` beside the agent."""
 
-    def __init__(self, api: Api, node_name: str, agent: ServiceAgent) -> None:
+    def __init__(
+        self,
+        api: Api,
+        node_name: str,
+        agent: ServiceAgent,
+        pins: Callable[[], Sequence[Path]] = tuple,
+    ) -> None:
         self._api = api
         self._name = node_name
         self._agent = agent
-        self._counters = ServiceCounters(agent.config.families, agent.claims, agent.backend)
+        self._counters = ServiceCounters(agent.config.families, agent.claims, agent.backend, pins)
         self._written = ("", "", "")
 
     # --- documents ------------------------------------------------------------------------------
@@ -67,6 +75,7 @@ class ServiceStatus:
             external_ips=agent.config.external_ips,
             service_cidrs=tuple(map(str, ranges.service_cidrs)),
             cluster_cidrs=tuple(map(str, ranges.cluster_cidrs)),
+            pools=tuple((address_text(a), address_text(b)) for a, b in agent.view.pools),
             mended=agent.mended,
             flows_deleted=dict(agent.cleaner.deleted),
             services=tuple(
@@ -131,6 +140,7 @@ class ServiceStatus:
             len(agent.progress.refused),
             agent.progress.number,
             agent.latency,
+            reading.rtts_us,
         )
 
     # --- requests -------------------------------------------------------------------------------

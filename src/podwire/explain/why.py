@@ -199,7 +199,8 @@ def _wants(service: Service, address: str, at_node: bool) -> bool:
 def domain_of(world: World, node: str, claims: Claims) -> Domain:
     service_cidrs, cluster_cidrs = world.ranges(node)
     vips = frozenset(f.key.ip for f in claims.frontends.values() if f.exclusive)
-    return Domain(address_ranges(service_cidrs), address_ranges(cluster_cidrs), vips)
+    own = frozenset(address.packed for address in world.view(node).addresses)
+    return Domain(address_ranges(service_cidrs), address_ranges(cluster_cidrs), vips, own)
 
 
 def _tell_programmed(case: _Case, service: Service) -> None:
@@ -416,8 +417,14 @@ def _walk(case: _Case, claims: Claims, packet: Packet) -> tuple[str, ...]:
     ruleset.plan()
     version = case.to.address.version
     sets = {name: found for (v, name), found in ruleset.elements().items() if v == version}
-    chains = ruleset.chains()[version]
-    return CompiledRuleset(version, sets, *case.world.ranges(case.node), chains).walk(packet).path
+    compiled = CompiledRuleset(
+        version,
+        sets,
+        *case.world.ranges(case.node),
+        ruleset.chains()[version],
+        frozenset(address.packed for address in case.world.view(case.node).addresses),
+    )
+    return compiled.walk(packet).path
 
 
 def _reason(case: _Case, outcome: Outcome, expected: Expected) -> str:

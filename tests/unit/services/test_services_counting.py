@@ -11,7 +11,6 @@ from service_worlds import compiled, make_service, make_slice
 from podwire.kernel import flows
 from podwire.kernel.flows import Flow
 from podwire.kernel.nfcounters import Counted
-from podwire.kernel.nfpack import Goto
 from podwire.objects.meta import Key
 from podwire.services import nftables as nf
 from podwire.services.endpoints import Backend
@@ -27,12 +26,16 @@ BASE = nf.pack_key(VIP)
 ONE, TWO = (Backend(socket.inet_aton(f"10.244.1.{n}"), 8080) for n in (2, 3))
 
 
+def number(chain: str) -> bytes:
+    return nf.pack_index(nf.chain_code(chain))
+
+
 def served(packets: int) -> dict[bytes | tuple[bytes, bytes], Counted]:
-    return {BASE: Counted(Goto("lb-2"), packets, 60 * packets)}
+    return {BASE: Counted(number("lb-2"), packets, 60 * packets)}
 
 
 def unserved(packets: int) -> dict[bytes | tuple[bytes, bytes], Counted]:
-    return {BASE: Counted(Goto(nf.REFUSE), packets, 60 * packets)}
+    return {BASE: Counted(number(nf.REFUSE), packets, 60 * packets)}
 
 
 def endpoint(
@@ -180,6 +183,7 @@ def numbers() -> NodeNumbers:
         lost_flows=6,
         mended=1,
         revision=42,
+        rtts_us={VIP: [100, 250, 4000]},
     )
 
 
@@ -195,6 +199,8 @@ def numbers() -> NodeNumbers:
         'podwire_service_dropped_packets_total{reason="source-ranges"} 4',
         'podwire_service_flows_deleted_total{reason="endpoint gone"} 5',
         'podwire_service_map_elements{map="services"} 2',
+        'podwire_service_rtt_seconds{namespace="ns1",service="web",quantile="0.5"} 0.000250',
+        'podwire_service_rtt_seconds{namespace="ns1",service="web",quantile="0.99"} 0.004000',
         "podwire_conntrack_entries 9",
         "podwire_conntrack_limit 100",
         "podwire_service_lost_flow_events_total 6",
