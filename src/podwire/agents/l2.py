@@ -151,7 +151,8 @@ class L2Announcement:
             self._doubtful = frozenset()
         self.announced, self._elected = wanted, question
         if wanted != before:
-            _LOG.info("load balancers: announcing %s", ", ".join(map(str, wanted)) or "none")
+            shown = ", ".join(map(str, sorted(wanted, key=_order)))
+            _LOG.info("load balancers: announcing %s", shown or "nothing")
             # The others learn at once, and a former owner lets go.
             self._beat()
             self._announce(wanted - before)

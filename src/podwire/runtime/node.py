@@ -154,7 +154,10 @@ class NodeRegistration:
             except AlreadyExistsError:
                 node = await self._api.get(kinds.NODE, name)
         self.uid = node.metadata.uid
-        self.node = await self.report(not_ready)
+        # An agent of this life of the lab was ready: its network stands, and its pods' endpoints
+        # must not leave their Services because another took its place.
+        stands = node.ready and self._was_registered()
+        self.node = await self.report("" if stands else not_ready)
         self._remember()
         return self.node
 
