@@ -140,6 +140,7 @@ class ServiceStatus:
             len(agent.progress.refused),
             agent.progress.number,
             agent.latency,
+            agent.tally is not None,
             reading.rtts_us,
         )
 

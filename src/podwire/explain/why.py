@@ -28,7 +28,7 @@ from podwire.objects.core import Service, ServicePort
 from podwire.objects.meta import View
 from podwire.services.claims import Claims, Owner
 from podwire.services.endpoints import Backend, Unusable, list_candidates, topology_filter
-from podwire.services.evaluate import Domain, Outcome, Packet, address_ranges, evaluate
+from podwire.services.evaluate import Domain, Outcome, Packet, address_ranges, evaluate, verdict_on
 from podwire.services.hostports import compile_host_ports
 from podwire.services.model import (
     PROTOCOLS,
@@ -115,7 +115,7 @@ def explain(world: World, source: Endpoint, to: Destination) -> Explanation:
     rules = _walk(case, claims, packet)
     if rules:
         case.say("rules", f"on node {node}", lines=rules)
-    expected = _EXPECTED[outcome.verdict]
+    expected = _EXPECTED[verdict_on(outcome, _backend(case))]
     return Explanation(
         source=source.key,
         destination=to.text,
@@ -408,10 +408,14 @@ def _none_lines(case: _Case, frontend: Frontend, owner: Service | None) -> Seque
 # --- rules and verdict --------------------------------------------------------------------------
 
 
+def _backend(case: _Case) -> str:
+    report = case.world.reports.get(case.node)
+    return report.backend if isinstance(report, NodeReport) else ""
+
+
 def _walk(case: _Case, claims: Claims, packet: Packet) -> tuple[str, ...]:
     """The rules such a packet matches, where the node's back end is the one that has them."""
-    report = case.world.reports.get(case.node)
-    if isinstance(report, NodeReport) and report.backend != "nftables":
+    if _backend(case) not in ("", "nftables"):
         return ()
     ruleset = Ruleset(claims)
     ruleset.plan()

@@ -26,7 +26,11 @@ _PREFIX = "podwire_service"
 
 @dataclass(frozen=True)
 class NodeNumbers:
-    """What a node knows; `frontends` are those in force."""
+    """What a node knows; `frontends` are those in force.
+
+    `counted` is False where the back end counts no connections: then conntrack's flows stand for
+    them, those that met no endpoint are unknown.
+    """
 
     frontends: Mapping[FrontendKey, Frontend]
     counts: Mapping[FrontendKey, Counts] = field(default_factory=dict)
@@ -42,6 +46,7 @@ class NodeNumbers:
     refused: int = 0
     revision: int = 0
     latency: Histogram = field(default_factory=Histogram)
+    counted: bool = True
     rtts_us: Mapping[FrontendKey, Sequence[int]] = field(default_factory=dict)
 
 
@@ -83,11 +88,12 @@ def _sum_up(numbers: NodeNumbers) -> Iterator[tuple[Key, _Sums]]:
     for key, frontend in numbers.frontends.items():
         row = sums[frontend.service]
         counts = numbers.counts.get(key, NO_COUNTS)
-        row.accepted += counts.accepted
+        traffic = numbers.traffic.get(key, Traffic())
+        row.accepted += counts.accepted if numbers.counted else traffic.flows
         row.refused += counts.refused
         row.live += numbers.live_flows.get(key, 0)
         row.endpoints = max(row.endpoints, len(frontend.internal or frontend.backends))
-        row.traffic += numbers.traffic.get(key, Traffic())
+        row.traffic += traffic
     return iter(sorted(sums.items()))
 
 
@@ -135,7 +141,7 @@ def _errors(page: Page, sums: Mapping[Key, _Sums], numbers: NodeNumbers) -> None
         f"{_PREFIX}_refused_connections_total",
         "counter",
         "Packets that would have opened a connection and met no endpoint.",
-        ((_labels(key), row.refused) for key, row in used),
+        ((_labels(key), row.refused) for key, row in used if numbers.counted),
     )
     page.add(
         f"{_PREFIX}_unanswered_connections_total",

@@ -339,6 +339,12 @@ def test_a_node_that_cannot_be_asked_leaves_the_question_open() -> None:
     assert "unknown" in text_of(found, "programmed")
 
 
+def test_another_back_end_has_other_rules_and_says_where_it_differs() -> None:
+    other = msgspec.structs.replace(report(), backend="iptables")
+    found = ask(world(WEB, E1, reports={"node-1": other}), to="svc/web:81")
+    assert (found.expected, found.rules) == ("dropped", ())
+
+
 def test_another_service_has_the_address() -> None:
     lb: dict[str, Any] = {"type": "LoadBalancer", "ingress": [{"ip": "172.30.0.200"}]}
     mine = make_service(selector={"app": "web"}, **lb)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import socket
 
 import msgspec
@@ -220,6 +221,12 @@ def test_idle_services_and_endpoints_are_no_lines_unless_asked_for() -> None:
         'podwire_service_endpoint_connections_total{namespace="ns1",service="web",'
         'frontend="TCP 10.96.0.1:80",endpoint="10.244.1.2:8080"} 7'
     ) in lines
+
+
+def test_flows_stand_for_connections_where_nobody_counts_them() -> None:
+    page = render_metrics(dataclasses.replace(numbers(), counts={}, counted=False))
+    assert 'podwire_service_connections_total{namespace="ns1",service="web"} 3' in page
+    assert "refused_connections" not in page
 
 
 def test_every_family_says_what_it_is() -> None:
