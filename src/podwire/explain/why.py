@@ -26,10 +26,12 @@ from podwire.explain.whyendpoints import (
 from podwire.explain.whyworld import Destination, World
 from podwire.objects.core import Service, ServicePort
 from podwire.objects.meta import View
+from podwire.services import iptplan
 from podwire.services.claims import Claims, Owner
 from podwire.services.endpoints import Backend, Unusable, list_candidates, topology_filter
-from podwire.services.evaluate import Domain, Outcome, Packet, address_ranges, evaluate, verdict_on
+from podwire.services.evaluate import Domain, Outcome, Packet, address_ranges, evaluate
 from podwire.services.hostports import compile_host_ports
+from podwire.services.iptwalk import CompiledTables
 from podwire.services.model import (
     PROTOCOLS,
     CompiledService,
@@ -115,7 +117,7 @@ def explain(world: World, source: Endpoint, to: Destination) -> Explanation:
     rules = _walk(case, claims, packet)
     if rules:
         case.say("rules", f"on node {node}", lines=rules)
-    expected = _EXPECTED[verdict_on(outcome, _backend(case))]
+    expected = _EXPECTED[outcome.verdict]
     return Explanation(
         source=source.key,
         destination=to.text,
@@ -414,21 +416,21 @@ def _backend(case: _Case) -> str:
 
 
 def _walk(case: _Case, claims: Claims, packet: Packet) -> tuple[str, ...]:
-    """The rules such a packet matches, where the node's back end is the one that has them."""
+    """The rules such a packet matches, where the node's back end has rules."""
+    version = case.to.address.version
+    ranges = case.world.ranges(case.node)
+    if _backend(case) == "iptables":
+        chains = iptplan.Ruleset(claims, (version,))
+        chains.set_ranges(*ranges)
+        chains.plan()
+        own = {address.packed for address in case.world.view(case.node).addresses}
+        return CompiledTables(chains.tables(version), own).walk(packet).path
     if _backend(case) not in ("", "nftables"):
         return ()
     ruleset = Ruleset(claims)
     ruleset.plan()
-    version = case.to.address.version
     sets = {name: found for (v, name), found in ruleset.elements().items() if v == version}
-    compiled = CompiledRuleset(
-        version,
-        sets,
-        *case.world.ranges(case.node),
-        ruleset.chains()[version],
-        frozenset(address.packed for address in case.world.view(case.node).addresses),
-    )
-    return compiled.walk(packet).path
+    return CompiledRuleset(version, sets, *ranges, ruleset.chains()[version]).walk(packet).path
 
 
 def _reason(case: _Case, outcome: Outcome, expected: Expected) -> str:

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Final, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 from podwire.services.endpoints import Backend
 from podwire.services.model import Frontend, FrontendKey, Network
 from podwire.services.ranges import Ranges
 
-UNLISTED_PORT: Final = "no Service port there"
 Verdict: TypeAlias = Literal["dnat", "refuse", "drop", "pass"]
 
 
@@ -110,17 +109,10 @@ def _masquerade_rule(
 
 def _unserved(packet: Packet, domain: Domain) -> Outcome:
     if packet.dst in domain.vips:
-        return Outcome("refuse", UNLISTED_PORT)
+        return Outcome("refuse", "no Service port there")
     if within(packet.dst, domain.service_ranges):
         return Outcome("drop", "no Service has this address")
     return Outcome("pass", "not a Service address")
-
-
-def verdict_on(outcome: Outcome, backend: str) -> Verdict:
-    """What a back end does where it does not do what is meant (README, "Back ends")."""
-    if backend == "iptables" and outcome.reason == UNLISTED_PORT:
-        return "drop"
-    return outcome.verdict
 
 
 def claim_frontends(frontends: Iterable[Frontend]) -> dict[FrontendKey, Frontend]:
