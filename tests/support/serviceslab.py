@@ -225,6 +225,14 @@ class Case:
         how = {"timeout_s": 0.2 if "dropped" in verdicts else 1.0} | how
         self.tools.wait(lambda: self.ask(source, address, port, **how)[0].verdict in verdicts)
 
+    def port_closed(self, source: str, address: str, port: int, **how: Any) -> None:
+        """Return when a port that a live cluster IP does not have is not answered any more.
+
+        nftables refuses it; iptables has no rule for it, and the packet is lost beyond the node.
+        """
+        nftables = self.lab.spec.service_proxy == "nftables"
+        self.verdict(source, address, port, REFUSED if nftables else (*REFUSED, "dropped"), **how)
+
     def seen_as(self, source: str, address: str, port: int, **how: Any) -> str:
         """The client address the endpoint saw."""
         (found,) = self.ask(source, address, port, timeout_s=2.0, **how)
