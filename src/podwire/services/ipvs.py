@@ -129,8 +129,18 @@ def render_options(frontend: Frontend) -> str:
     return f"-s {name}{persistent}" + (f" -b {flags}" if flags else "")
 
 
+def _mark_options(frontend: Frontend) -> str:
+    """A server on a mark does not translate ports when it is persistent (ip_vs_sched_persist takes
+    the packet's), so what keeps a client at its endpoint is a hash of its address."""
+    if not frontend.affinity_s:
+        return render_options(frontend)
+    name = frontend.scheduler if frontend.scheduler in _FLAGS else "mh"
+    return f"-s {name} -b {_FLAGS[name]}"
+
+
 def render_servers(frontend: Frontend, mark: int = 0) -> Servers:
-    """The frontend's virtual server, and with a mark the one for clients in the cluster."""
+    """The frontend's virtual server, and with a mark the one for clients in the cluster. Both are
+    there without destinations too: the former ones may have connections."""
     options = render_options(frontend)
     graceful = frontend.key.protocol == _TCP
     servers = {
@@ -138,10 +148,10 @@ def render_servers(frontend: Frontend, mark: int = 0) -> Servers:
             options, _destinations(frontend, frontend.backends), graceful
         )
     }
-    if mark and frontend.internal:
+    if mark and frontend.internal is not None:
         version = 4 if len(frontend.key.ip) == 4 else 6
         inner = _destinations(frontend, frontend.internal)
-        servers[mark_name(mark, version)] = Server(options, inner, graceful)
+        servers[mark_name(mark, version)] = Server(_mark_options(frontend), inner, graceful)
     return servers
 
 
@@ -189,7 +199,7 @@ def parse_save(text: str) -> Servers:
     so that they differ from any of ours."""
     servers: Servers = {}
     for line in text.splitlines():
-        verb, name, rest = _split_line(line)
+        verb, name, rest = split_line(line)
         if verb == "-A":
             servers[name] = Server(rest, graceful=not name.startswith(("-u", "--sctp")))
         elif verb == "-a":
@@ -199,7 +209,7 @@ def parse_save(text: str) -> Servers:
     return servers
 
 
-def _split_line(line: str) -> tuple[str, Name, str]:
+def split_line(line: str) -> tuple[str, Name, str]:
     """`-A`, the server's name, and the rest."""
     words = line.split()
     if len(words) < 3:

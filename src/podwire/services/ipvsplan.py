@@ -195,7 +195,7 @@ class Ruleset:
             return None
         before = self._installed.get(key)
         mark = 0
-        if frontend.internal:
+        if frontend.internal is not None:
             mark = before.mark if before is not None and before.mark else self._free_mark(key)
         return _Installed(frontend, mark, ipvs.render_servers(frontend, mark))
 
@@ -303,7 +303,7 @@ class Ruleset:
                 del present[key]
                 steps.release.remove(place, key)
 
-    # --- beginning from what the kernel says --------------------------------------------------------
+    # --- beginning from what the kernel says ------------------------------------------------------
 
     def mend(self, servers: Servers, elements: Elements, addresses: Iterable[bytes]) -> Plan:
         """What leads from what the kernel has to what should be. Virtual servers that neither the
@@ -347,7 +347,7 @@ def _frontend_elements(installed: _Installed) -> dict[str, dict[Key, Data]]:
     found: dict[str, dict[Key, Data]] = {
         ipvs.FRONTENDS: {base: ipvs.pack_verdict(ipvs.render_verdict(frontend))}
     }
-    if installed.mark:
+    if frontend.internal:
         found[ipvs.MARKS] = {base: nf.pack_index(installed.mark)}
     if frontend.ranges is not None:
         found[ipvs.FIREWALLED] = {base: None}
@@ -385,7 +385,7 @@ def _set_difference(
         if verdicts and was[key] != _REFUSED:
             steps.switch.remove(place, key)
             steps.switch.put(place, key, _REFUSED)
-        late = steps.switch if will else steps.release
+        late = steps.switch if will or place[1] == ipvs.MARKS else steps.release
         (steps.release if verdicts else late).remove(place, key)
 
 
