@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import select
 import socket
+import subprocess
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -43,7 +44,6 @@ from podwire.agents.servicekernel import FlowCleaner, Ranges
 from podwire.errors import KernelError, UnsupportedError
 from podwire.kernel import ipvs as kernel
 from podwire.kernel import netns, sysctl
-from podwire.kernel.nft import Nft
 from podwire.kernel.requests import DeleteLink
 from podwire.kernel.rtnl import Rtnl
 from podwire.services import ipvs
@@ -326,8 +326,7 @@ def test_a_restart_loses_nothing(scratch: Path) -> None:
 def test_what_others_break_is_mended(scratch: Path) -> None:
     with serving(scratch, 0.2) as net:
         set_web(net, HERE_A)
-        with Nft() as nft:
-            nft.apply(f"flush table ip {ipvs.TABLE}\n")
+        subprocess.run(["nft", "flush", "table", "ip", ipvs.TABLE], check=True)
         wait(lambda: noticed(net))
         net.backend.mend()
         kernel.restore(f"-D -t {CLUSTER_IP}:80\n")
