@@ -78,6 +78,11 @@ bootstrap_tests() {
     touch "$venv/.podwire-dev"
 }
 
+# bootstrap_vm: what tools/vm.py boots another kernel with, and what its tests need there.
+bootstrap_vm() {
+    install_missing qemu-system-x86_64=qemu-system-x86 busybox=busybox-static ipvsadm=ipvsadm
+}
+
 # fetch_debian_kubectl: Debian's own client beside whatever kubectl is installed, for the tests. It is
 # unpacked, never installed.
 fetch_debian_kubectl() {

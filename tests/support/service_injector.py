@@ -176,7 +176,8 @@ def _key(packet: Packet) -> _Key:
 
 
 def _result(packet: Packet, flow: Flow | None, refused: set[_Key]) -> Result:
-    if flow is not None and flow.dst_nat:
+    # IPVS translates too, and `flow.dst_nat` is not set then.
+    if flow is not None and (flow.reply.src, flow.reply.sport) != (packet.dst, packet.dport):
         backend = Backend(flow.reply.src, flow.reply.sport)
         return Result("dnat", backend, flow.reply.dst != packet.src)
     if flow is not None:

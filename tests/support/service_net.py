@@ -32,7 +32,7 @@ from typing import Any, NamedTuple
 
 from podwire.agents.backends import BackendFactory
 from podwire.agents.servicekernel import NftablesBackend, Ranges
-from podwire.kernel import netns, sysctl
+from podwire.kernel import hooks, netns, sysctl
 from podwire.kernel.conntrack import Conntrack
 from podwire.kernel.nft import Nft
 from podwire.kernel.requests import (
@@ -67,6 +67,7 @@ ONE_WAY = b"one-way"
 TCP, UDP, SCTP = PROTOCOLS["TCP"], PROTOCOLS["UDP"], PROTOCOLS["SCTP"]
 KINDS = {TCP: socket.SOCK_STREAM, UDP: socket.SOCK_DGRAM}
 
+_TABLES = {"nftables": hooks.SERVICES_TABLE, "ipvs": hooks.IPVS_TABLE}
 _MAC = "02:00:00:00:00:01"
 _GATEWAY = {4: "169.254.1.1", 6: "fe80::1"}
 _TO_NODE = 100
@@ -178,7 +179,7 @@ class ServiceNet:
     def counters(self, version: int = 4) -> Counter[str]:
         """Packets of the table's named counters."""
         with Nft() as nft:
-            text = nft.list_table({4: "ip", 6: "ip6"}[version], "podwire-services")
+            text = nft.list_table({4: "ip", 6: "ip6"}[version], _TABLES[self.backend.name])
         found: Counter[str] = Counter()
         name = ""
         for line in text.splitlines():

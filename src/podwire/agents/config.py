@@ -8,7 +8,7 @@ from typing import Literal, TypeAlias
 from podwire.services.model import Network
 from podwire.services.pools import NO_POOLS, Pools
 
-ServiceProxy: TypeAlias = Literal["nftables", "iptables"]
+ServiceProxy: TypeAlias = Literal["nftables", "iptables", "ipvs"]
 
 
 @dataclass(frozen=True)

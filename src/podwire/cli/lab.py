@@ -72,7 +72,7 @@ _PLAN_ROLES: dict[str, Literal["nodes", "pods", "services"]] = {
 @click.option("--ip-family", type=click.Choice(("ipv4", "ipv6", "dual")), help="Default: ipv4.")
 @click.option(
     "--service-proxy",
-    type=click.Choice(("nftables", "iptables")),
+    type=click.Choice(("nftables", "iptables", "ipvs")),
     help="What programmes Services on every node (default nftables).",
 )
 @click.option("--pod-cidr", "pod_cidrs", multiple=True, help="Cluster CIDR, one per family.")

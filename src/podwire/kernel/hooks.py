@@ -35,6 +35,8 @@ KUBENET_TABLE: Final = "podwire-kubenet"
 IMPAIR_TABLE: Final = "podwire-impair"
 SERVICES_TABLE: Final = "podwire-services"
 TRACE_TABLE: Final = "podwire-trace"
+IPVS_TABLE: Final = "podwire-ipvs"
+IPVS_DEVICE: Final = "podwire-ipvs0"
 
 RAW: Final = -300
 DSTNAT: Final = -100
@@ -45,6 +47,12 @@ SRCNAT: Final = 100
 # its way in, cleared where it leaves. Kube-proxy's bit, so that what knows it keeps working.
 SERVICES_MASQUERADE_MARK: Final = 0x4000
 
+# With --service-proxy ipvs: the first packet of a connection from within the cluster to an external
+# address with policy Local has the mark of a virtual server of its own, 0x5-------, instead of
+# whatever it had. IPVS compares the whole mark, so the masquerade bit is never set in it.
+IPVS_MARK_BASE: Final = 0x50000000
+IPVS_MARK_MASK: Final = 0xF0000000 | SERVICES_MASQUERADE_MARK
+
 MASQUERADE: Final = Hook(
     "cni", "inet", MASQUERADE_TABLE, "postrouting", "postrouting", "nat", SRCNAT
 )
@@ -52,10 +60,11 @@ KUBENET_DEDUP: Final = Hook("cni", "bridge", KUBENET_TABLE, "output", "output", 
 IMPAIR: Final = Hook("lab", "bridge", IMPAIR_TABLE, "forward", "forward", "filter", -200)
 
 
-def _services(chain: str, hook: str, kind: str, priority: int) -> tuple[Hook, ...]:
+def _services(
+    chain: str, hook: str, kind: str, priority: int, table: str = SERVICES_TABLE
+) -> tuple[Hook, ...]:
     return tuple(
-        Hook("services", family, SERVICES_TABLE, chain, hook, kind, priority)
-        for family in ("ip", "ip6")
+        Hook("services", family, table, chain, hook, kind, priority) for family in ("ip", "ip6")
     )
 
 
@@ -91,5 +100,14 @@ IPTABLES: Final = tuple(
         ("postrouting", "nat", SRCNAT),
     )
 )
+# With --service-proxy ipvs, instead of SERVICES. IPVS itself is at input 99, output -98 and forward
+# 100: behind the chains that judge, and its packets leave through postrouting.
+IPVS: Final = (
+    *_services("prerouting", "prerouting", "nat", DSTNAT, IPVS_TABLE),
+    *_services("output", "output", "nat", DSTNAT, IPVS_TABLE),
+    *_services("postrouting", "postrouting", "nat", SRCNAT, IPVS_TABLE),
+    *_services("forward", "forward", "filter", FILTER, IPVS_TABLE),
+    *_services("leaving", "output", "filter", FILTER, IPVS_TABLE),
+)
 
-HOOKS: Final = (MASQUERADE, KUBENET_DEDUP, IMPAIR, *SERVICES, *TRACE, *IPTABLES)
+HOOKS: Final = (MASQUERADE, KUBENET_DEDUP, IMPAIR, *SERVICES, *TRACE, *IPTABLES, *IPVS)

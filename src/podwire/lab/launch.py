@@ -22,6 +22,7 @@ from pathlib import Path
 
 import msgspec
 
+from podwire.agents.config import ServiceProxy
 from podwire.errors import (
     KernelError,
     LabError,
@@ -216,10 +217,14 @@ def _clear_leftovers(paths: LabPaths) -> None:
         leftover.unlink(missing_ok=True)
 
 
+_SERVICE_PROXY_NEEDS: dict[ServiceProxy, str] = {"iptables": "iptables", "ipvs": "ipvs"}
+
+
 def _check_service_proxy(spec: LabSpec) -> None:
     """Before anything is built: an agent could only say so in its log."""
-    if spec.service_proxy == "iptables" and not features.probe().iptables:
-        raise UnsupportedError(f"lab {spec.name}: {features.EXPLAIN['iptables']}")
+    needed = _SERVICE_PROXY_NEEDS.get(spec.service_proxy)
+    if needed is not None and needed in features.probe().missing():
+        raise UnsupportedError(f"lab {spec.name}: {features.EXPLAIN[needed]}")
 
 
 def _launch(paths: LabPaths, spec: LabSpec, progress: Progress) -> None:
