@@ -14,8 +14,8 @@ from __future__ import annotations
 
 import logging
 import select
-from collections.abc import Iterable
-from ipaddress import ip_address, ip_interface
+from collections.abc import Iterable, Iterator
+from ipaddress import ip_address, ip_interface, ip_network
 
 from podwire.agents.servicekernel import Ranges
 from podwire.errors import KernelError
@@ -117,11 +117,11 @@ class IpvsBackend:
     def _apply(self, plan: Plan) -> None:
         self._change(plan.claim)
         kernel.restore(plan.serve)
-        self._rtnl.apply(rq.Add(_bound(ip), exist_ok=True) for ip in plan.appear)
+        self._rtnl.apply(r for ip in plan.appear for r in _appear(ip))
         self._change(plan.switch)
         kernel.restore(plan.withdraw)
         self._change(plan.release)
-        self._rtnl.apply(rq.Delete(_bound(ip)) for ip in plan.vanish)
+        self._rtnl.apply(r for ip in plan.vanish for r in _vanish(ip))
 
     def _change(self, step: tuple[Change, ...]) -> None:
         mine = [c for c in step if c.family in {nf.FAMILY_NAMES[v] for v in self._families}]
@@ -196,3 +196,22 @@ def _same(found: ipvs.Server | None, wanted: ipvs.Server) -> bool:
 
 def _bound(ip: bytes) -> rq.Address:
     return rq.Address(ipvs.DEVICE, ip_interface(ip_address(ip)))
+
+
+def _delivered(ip: bytes) -> rq.Route:
+    destination = ip_network(ip_address(ip))
+    return rq.Route(destination=destination, device=ipvs.DEVICE, table=rq.TABLE_LOCAL, type="local")
+
+
+def _appear(ip: bytes) -> Iterator[rq.Request]:
+    if len(ip) == 16:
+        # The kernel makes an IPv6 address's local route some time later, in a work queue; a packet
+        # in between would be routed on, and conntrack would not let IPVS translate the next.
+        yield rq.Add(_delivered(ip), exist_ok=True)
+    yield rq.Add(_bound(ip), exist_ok=True)
+
+
+def _vanish(ip: bytes) -> Iterator[rq.Request]:
+    yield rq.Delete(_bound(ip))
+    if len(ip) == 16:
+        yield rq.Delete(_delivered(ip))

@@ -55,7 +55,10 @@ async def run(
     kubelet = Kubelet(config, api, pods, spawner=spawner, runtime=runtime)
     balancing = ServiceAgent(api, config.node_name, services, node.nodes, kubelet.pod_informer)
     status = ServiceStatus(api, config.node_name, balancing, lambda: _pod_pins(kubelet))
-    layer2 = L2Announcement(config.node_name, L2Kernel(network.uplink, services.families))
+    layer2 = L2Announcement(
+        config.node_name,
+        L2Kernel(network.uplink, services.families, delivered=services.backend == "ipvs"),
+    )
     announcer = Announcer(balancing, node.nodes, layer2)
     probes = ProbeService(lambda source: _source_pin(kubelet, source, outside))
     server = KubeletServer(kubelet)

@@ -281,7 +281,8 @@ class Ruleset:
         return touched
 
     def _address(self, ip: bytes, steps: _Steps) -> None:
-        on_device = self._users[ip] > 0 and ip not in self._own
+        # A pool's address is on the uplink of the node that announces it, and may leave any time.
+        on_device = self._vips[ip] > 0 or (self._users[ip] > 0 and ip not in self._own)
         if on_device and ip not in self.addresses:
             self.addresses.add(ip)
             steps.appear.append(ip)

@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_interface
 from pathlib import Path
 from typing import Any
 
@@ -40,11 +41,12 @@ from service_rows import (
 from service_worlds import CLUSTER_CIDRS, SERVICE_CIDRS, compiled, make_service, make_slice
 
 from podwire.agents.ipvsbackend import IpvsBackend
+from podwire.agents.l2 import L2Kernel
 from podwire.agents.servicekernel import FlowCleaner, Ranges
 from podwire.errors import KernelError, UnsupportedError
 from podwire.kernel import ipvs as kernel
 from podwire.kernel import netns, sysctl
-from podwire.kernel.requests import DeleteLink
+from podwire.kernel.requests import AddLink, Address, DeleteLink, Replace, SetLink, Veth
 from podwire.kernel.rtnl import Rtnl
 from podwire.services import ipvs
 from podwire.services.claims import Claims, Owner
@@ -64,7 +66,7 @@ def serving(scratch: Path, look_s: float = 30.0) -> Iterator[ServiceNet]:
         kernel.check()
     except UnsupportedError as error:
         pytest.skip(str(error))
-    with ServiceNet(scratch, backend=partial(IpvsBackend, look_s=look_s)) as net:
+    with ServiceNet(scratch, make_backend=partial(IpvsBackend, look_s=look_s)) as net:
         net.open(RANGES)
         yield net
 
@@ -122,6 +124,58 @@ def test_an_unserved_port_of_a_balancers_address_is_refused(scratch: Path) -> No
             listener.listen()
             assert net.ask_one("outside", BALANCER, 9999).verdict == "refused"
             assert net.ask_one("here-c", CLUSTER_IP, 9999).verdict == "refused"
+
+
+def test_a_ping_is_answered_at_an_external_address_only(scratch: Path) -> None:
+    with serving(scratch) as net:
+        serve(net, Svc(balanced(), MIXED))
+        assert ping(net, BALANCER)
+        assert not ping(net, CLUSTER_IP)
+
+
+def ping(net: ServiceNet, dst: str) -> bool:
+    with netns.entered(net.hosts["outside"].fd):
+        done = subprocess.run(["ping", "-n", "-c1", "-W2", dst], capture_output=True, check=False)
+    return done.returncode == 0
+
+
+def test_the_announcing_node_alone_answers_for_a_balancers_address(scratch: Path) -> None:
+    """Every node has the address on its device; who asks for a neighbour hears one."""
+    with serving(scratch) as net:
+        far = netns.create(scratch / "far")
+        with Rtnl() as rtnl, Rtnl.in_ns(far) as there:
+            rtnl.apply([AddLink(name="up0", kind=Veth(peer="up0", netns=far))])
+            for side, host in ((rtnl, "2"), (there, "254")):
+                side.apply(
+                    [
+                        SetLink(device="up0", up=True),
+                        Replace(Address("up0", ip_interface(f"192.0.2.{host}/24"))),
+                        Replace(Address("up0", ip_interface(f"2001:db8:2::{host}/64"))),
+                    ]
+                )
+        vips = frozenset({ip_address("192.0.2.200"), ip_address("2001:db8:2::200")})
+        serve(net, Svc(balanced(ingress=[{"ip": str(vip)} for vip in vips]), MIXED))
+        assert not any(neighbour(far, vip) for vip in vips)
+        l2 = L2Kernel("up0", (4, 6), delivered=True)
+        with contextlib.closing(l2):
+            l2.change(frozenset(), vips)
+            assert all(neighbour(far, vip) for vip in vips)
+            l2.change(vips, frozenset())
+            assert not any(neighbour(far, vip) for vip in vips)
+
+
+def neighbour(far: int, vip: IPv4Address | IPv6Address) -> bool:
+    """Whether anybody answers for the address."""
+    with netns.entered(far):
+        subprocess.run(["ip", "neigh", "flush", "dev", "up0"], check=True)
+        family = socket.AF_INET if vip.version == 4 else socket.AF_INET6
+        with socket.socket(family, socket.SOCK_STREAM) as sock:
+            sock.settimeout(2)
+            sock.connect_ex((str(vip), 9))
+        done = subprocess.run(
+            ["ip", "neigh", "show", str(vip)], capture_output=True, text=True, check=True
+        )
+    return "lladdr" in done.stdout
 
 
 # --- schedulers -----------------------------------------------------------------------------------
@@ -256,6 +310,19 @@ def test_the_timer_removes_what_drained(scratch: Path) -> None:
         assert select.select([net.backend], [], [], 10)[0]
         assert net.backend.foreign() == []
         assert destinations() == {"10.244.2.2:8080": 1}
+
+
+def test_a_deleted_service_ends_its_connections(scratch: Path) -> None:
+    """Their virtual server is gone, and the address; with nftables they would go on."""
+    with serving(scratch) as net, echo(net, "here-a"), contextlib.ExitStack() as stack:
+        set_web(net, HERE_A, port=9000)
+        sock = stack.enter_context(connect(net))
+        say(sock)
+        net.program(WEB, ())
+        sock.settimeout(1)
+        sock.send(b"hello")
+        with pytest.raises(OSError):
+            sock.recv(64)
 
 
 def test_udp_leaves_an_endpoint_at_once(scratch: Path) -> None:
