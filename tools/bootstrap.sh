@@ -72,7 +72,8 @@ bootstrap_runtime() {
 
 bootstrap_tests() {
     install_missing nft=nftables ip=iproute2 nsenter=util-linux crun=crun kubectl=kubernetes-client \
-        curl=curl ping=iputils-ping busybox=busybox-static iptables-restore=iptables
+        curl=curl ping=iputils-ping busybox=busybox-static iptables-restore=iptables \
+        bird=bird2
     fetch_debian_kubectl
     install_package dev "[dev]"
     touch "$venv/.podwire-dev"

@@ -33,7 +33,7 @@ from podwire.errors import (
 )
 from podwire.kernel import features, guard, proc
 from podwire.kernel.files import remove_tree
-from podwire.lab import kubeconfig, wire
+from podwire.lab import kubeconfig, router, wire
 from podwire.lab.holder import HolderArguments, HolderRecord, write_spec
 from podwire.lab.paths import LabPaths, run_root
 from podwire.lab.spec import DEFAULT_NAME, LabSpec, PublishSpec, check
@@ -57,6 +57,7 @@ _FIXED = (
     "non_masquerade_cidrs",
     "load_balancer_pools",
     "internal_load_balancer_pools",
+    "load_balancer",
     "max_pods",
     "probe_delays",
     "state_dir",
@@ -150,6 +151,7 @@ def remembered(name: str, state_dir: str) -> LabSpec | None:
 def up(spec: LabSpec, progress: Progress = lambda _: None) -> bool:
     """Make the lab run as `spec` says; True when it was built, False when it ran already."""
     check(spec)
+    router.check_programs(spec)
     paths = LabPaths.of(spec.name)
     with _locked(paths):
         if holder_of(paths) is not None:
