@@ -182,7 +182,7 @@ def test_a_node_that_is_excluded(world: World) -> None:
 def test_online_boutique_from_outside(shared: Any, tools: Any) -> None:
     """An application as it is published: its LoadBalancer answers a browser beyond the cluster."""
     with Lab("lbshop", nodes=2) as lab:
-        lab.apply(shared / "samples" / "online-boutique")
+        lab.apply(shared / "samples" / "online-boutique" / "kubernetes-manifests.yaml")
         service = lab.call(lambda api: api.get(kinds.SERVICE, "frontend-external", "default"))
         (ingress,) = service.status.load_balancer.ingress
         shown = tools.kubectl(lab, "get", "service", "frontend-external")

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
 from collections.abc import Iterable, Mapping
 from ipaddress import ip_interface, ip_network
@@ -94,7 +95,14 @@ class L2Kernel:
         if 6 in families:
             values[f"net/ipv6/neigh/{uplink}/proxy_delay"] = 0
             values[f"net/ipv6/conf/{uplink}/proxy_ndp"] = 1
-        sysctl.write(values)
+        for key, value in values.items():
+            try:
+                sysctl.write({key: value})
+            except KernelError as error:
+                # Old kernels hide the neighbour settings from user namespaces: answers come, late.
+                if error.errno != errno.ENOENT:
+                    raise
+                _LOG.warning("load balancers: %s: who asks is answered up to 0.8 s late", error)
 
     def read(self) -> frozenset[Address]:
         """What an earlier agent announced, even by half: the route is there first and last."""
