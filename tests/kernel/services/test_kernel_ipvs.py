@@ -246,10 +246,13 @@ def echo(net: ServiceNet, host: str, port: int = 9000) -> Iterator[None]:
     listener.bind((address_of(host, 4), port))
     listener.listen()
 
+    opened: list[socket.socket] = []
+
     def work() -> None:
         with contextlib.suppress(OSError):
             while True:
                 connection, _ = listener.accept()
+                opened.append(connection)
                 with connection:
                     while data := connection.recv(64):
                         connection.send(data)
@@ -259,7 +262,10 @@ def echo(net: ServiceNet, host: str, port: int = 9000) -> Iterator[None]:
     try:
         yield
     finally:
-        listener.shutdown(socket.SHUT_RDWR)
+        for sock in (listener, *opened):
+            # One whose client was cut off waits for ever.
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
         thread.join()
         listener.close()
 
