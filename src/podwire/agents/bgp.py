@@ -159,6 +159,11 @@ class BgpAnnouncement:
             for speaker in self._speakers:
                 group.create_task(speaker.run())
 
+    @property
+    def announced(self) -> frozenset[Address]:
+        """What any of its sessions was told."""
+        return frozenset(a for speaker in self._speakers for a in speaker.announced)
+
     def close(self) -> None:
         for speaker in self._speakers:
             speaker.close()

@@ -55,8 +55,10 @@ async def run(
     node = NodeNetworkAgent(api, config.node_name, network, pods)
     kubelet = Kubelet(config, api, pods, spawner=spawner, runtime=runtime)
     balancing = ServiceAgent(api, config.node_name, services, node.nodes, kubelet.pod_informer)
-    status = ServiceStatus(api, config.node_name, balancing, lambda: _pod_pins(kubelet))
     announcer = Announcer(balancing, node.nodes, _announcement(config, network, services))
+    status = ServiceStatus(
+        api, config.node_name, balancing, lambda: _pod_pins(kubelet), lambda: announcer.announced
+    )
     probes = ProbeService(lambda source: _source_pin(kubelet, source, outside))
     server = KubeletServer(kubelet)
     server.add_route("POST", "/probe", lambda request: _probe(probes, request))

@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import datetime as dt
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -28,7 +28,7 @@ from podwire.objects import kinds
 from podwire.objects.meta import Key, format_time
 from podwire.services.claims import Owner
 from podwire.services.metrics import NodeNumbers, render_metrics
-from podwire.services.model import FrontendKey
+from podwire.services.model import Address, FrontendKey
 from podwire.services.progress import CONDITION, describe_progress, write_interval_s
 from podwire.services.report import (
     Counts,
@@ -54,7 +54,9 @@ class ServiceStatus:
         node_name: str,
         agent: ServiceAgent,
         pins: Callable[[], Sequence[Path]] = tuple,
+        announced: Callable[[], Iterable[Address]] = tuple,
     ) -> None:
+        self._announced = announced
         self._api = api
         self._name = node_name
         self._agent = agent
@@ -76,6 +78,7 @@ class ServiceStatus:
             service_cidrs=tuple(map(str, ranges.service_cidrs)),
             cluster_cidrs=tuple(map(str, ranges.cluster_cidrs)),
             pools=tuple((address_text(a), address_text(b)) for a, b in agent.view.pools),
+            announced=tuple(sorted(map(str, self._announced()))),
             mended=agent.mended,
             flows_deleted=dict(agent.cleaner.deleted),
             services=tuple(

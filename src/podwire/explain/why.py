@@ -136,13 +136,16 @@ def explain(world: World, source: Endpoint, to: Destination) -> Explanation:
 
 def deciding_node(world: World, source: Endpoint, to: Destination) -> str:
     """Whose rules the first packet meets: the sender's node; from outside, the one that has the
-    address, else any that is Ready (which of them gets it, the network decides)."""
+    address or announces it, else any that is Ready (the network decides which of them gets it)."""
     if source.node:
         return source.node
     address = str(to.address)
     for node in world.nodes:
         if address in node.internal_ips:
             return node.metadata.name
+    for name, report in sorted(world.reports.items()):
+        if isinstance(report, NodeReport) and address in report.announced:
+            return name
     pod = world.pod_at(address)
     if pod is not None:
         return pod.spec.node_name

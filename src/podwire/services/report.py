@@ -71,7 +71,8 @@ class ServiceReport(View):
 class NodeReport(View):
     """Everything of one node. Every change up to `revision` it was told of is in the kernel.
 
-    `pools` are (first, last) load balancer addresses that belong to Services alone.
+    `pools` are (first, last) load balancer addresses that belong to Services alone; `announced` are
+    those the network is told to send here.
     """
 
     node: str
@@ -84,6 +85,7 @@ class NodeReport(View):
     service_cidrs: tuple[str, ...] = ()
     cluster_cidrs: tuple[str, ...] = ()
     pools: tuple[tuple[str, str], ...] = ()
+    announced: tuple[str, ...] = ()
     mended: int = 0
     flows_deleted: dict[str, int] = {}
     services: tuple[ServiceReport, ...] = ()
