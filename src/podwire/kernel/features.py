@@ -81,7 +81,8 @@ EXPLAIN: Final[dict[str, str]] = {
     "cgroup2_limits": "cgroup v2 has no memory controller: resource limits are not enforced",
 }
 
-_TIMEOUT_S: Final = 5.0
+# Modules load on first use: seconds on a slow machine.
+_TIMEOUT_S: Final = 30.0
 _SCTP: Final = 132
 _RTM_NEWQDISC: Final = 36
 _TCA_KIND: Final = 1
