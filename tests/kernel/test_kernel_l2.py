@@ -42,6 +42,19 @@ def test_order() -> None:
     assert plan_kernel("eth0", frozenset({one}), frozenset({one})) == []
 
 
+def test_an_address_that_is_delivered_everywhere_is_on_the_uplink() -> None:
+    """IPVS has it on every node; who answers is whose uplink has it too."""
+    one, two = VIPS[:2]
+    assert plan_kernel("eth0", frozenset({one}), frozenset({two}), delivered=True) == [
+        Delete(Address("eth0", ip_interface("172.30.0.200"))),
+        Delete(Proxy("eth0", one)),
+        Delete(route_of(one)),
+        Replace(route_of(two)),
+        Replace(Proxy("eth0", two)),
+        Replace(Address("eth0", ip_interface("172.30.0.201"))),
+    ]
+
+
 def test_taken_over_as_it_was_left(scratch: Path) -> None:
     uplink(netns.create(scratch / "far"))
     first = L2Kernel("eth0", (4, 6))
