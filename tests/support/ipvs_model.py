@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from ipaddress import ip_address
 
 from service_worlds import CLUSTER_CIDRS, SERVICE_CIDRS
 
-from podwire.kernel.nfpack import Change
+from podwire.kernel.nfpack import Change, Data, Key
 from podwire.services import ipvs
 from podwire.services import nftables as nf
 from podwire.services.endpoints import Backend
@@ -153,7 +154,7 @@ class Kernel:
         )
         return Outcome("dnat", verdict, backends, masqueraded)
 
-    def _unserved(self, packet: Packet, sets: dict[str, dict]) -> Outcome:  # type: ignore[type-arg]
+    def _unserved(self, packet: Packet, sets: Mapping[str, Mapping[Key, Data]]) -> Outcome:
         if packet.dst in sets[ipvs.VIPS] or packet.dst in sets[ipvs.ADDRESSES]:
             return Outcome("refuse", "no port")
         if within(packet.dst, _SERVICE_RANGES):
@@ -162,7 +163,5 @@ class Kernel:
 
 
 def _parse_destination(text: str) -> Backend:
-    from ipaddress import ip_address
-
     address, _, port = text.rpartition(":")
     return Backend(ip_address(address.strip("[]")).packed, int(port))

@@ -295,7 +295,8 @@ def test_a_long_connection_outlives_its_endpoint(scratch: Path) -> None:
         set_web(net, FAR_A, port=9000)
         assert destinations() == {"10.244.1.2:9000": 0, "10.244.2.2:9000": 1}
         say(sock)
-        ruleset = net.backend.ruleset  # type: ignore[attr-defined]
+        assert isinstance(net.backend, IpvsBackend)
+        ruleset = net.backend.ruleset
         assert ruleset.drained(kernel.connections()) == ""
         set_web(net, port=9000)
         say(sock)

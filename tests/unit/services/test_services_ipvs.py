@@ -5,15 +5,17 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator
 from ipaddress import ip_address
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from ipvs_model import Kernel
-from service_rows import ROWS, backends_of, variants
+from service_rows import ROWS, Row, backends_of, variants
 from service_worlds import NODE, World, compiled, domain_of, make_service, make_slice, worlds
 
 from podwire.kernel.ipvs import Counted, parse_connections
+from podwire.objects.discovery import EndpointSlice
 from podwire.services import ipvs
 from podwire.services.claims import Claims, Owner
 from podwire.services.evaluate import Packet, evaluate
@@ -41,11 +43,8 @@ class Node:
         self.ruleset = make_ruleset(self.claims)
         self.kernel = Kernel(OWN)
 
-    def program(self, *slices: object, **spec: object) -> None:
-        self.set(*compiled(make_service(**spec), *slices).frontends)  # type: ignore[arg-type]
-
-    def set(self, *frontends: object) -> None:
-        self.claims.set(WEB, frontends)  # type: ignore[arg-type]
+    def program(self, *slices: EndpointSlice, **spec: Any) -> None:
+        self.claims.set(WEB, compiled(make_service(**spec), *slices).frontends)
         for _ in self.kernel.steps(self.ruleset.plan()):
             self.kernel.check_nothing_dangles()
 
@@ -258,7 +257,7 @@ VARIANTS = [
 
 
 @pytest.mark.parametrize("row", VARIANTS)
-def test_rows(row) -> None:  # type: ignore[no-untyped-def]
+def test_rows(row: Row) -> None:
     claims = Claims()
     for number, (service, slices) in enumerate(row.build()):
         found = compile_service(service, slices, row.node)
