@@ -36,7 +36,7 @@ from podwire.lab.childoutput import redirect_to_cri_log, redirect_to_log
 from podwire.lab.fabric import Fabric
 from podwire.lab.nodelocal import open_node_local
 from podwire.lab.paths import LabPaths
-from podwire.lab.spec import OUTSIDE, LabSpec, NodeSpec, PublishSpec
+from podwire.lab.spec import OUTSIDE, ROUTER, LabSpec, NodeSpec, PublishSpec
 
 _LOG = logging.getLogger("podwire.holder")
 
@@ -95,14 +95,15 @@ class Published:
 
 @dataclass
 class Component:
-    """One supervised process. `entry` is "module:function", called with a `Context`."""
+    """One supervised process. `entry` is "module:function", called with a `Context`.
+
+    `host` is the host of the fabric in whose namespace it runs; without one it is the lab's."""
 
     name: str
     entry: str
     node: NodeSpec | None = None
-    published: Published | None = None
     host: str = ""
-    """Of the fabric, whose namespace it runs in; a node's component runs in its node's."""
+    published: Published | None = None
     sockets: tuple[socket.socket, ...] = ()
     """They outlive the process: what comes while it is restarted waits."""
     pid: int = 0
@@ -110,10 +111,6 @@ class Component:
     restarts: int = 0
     failures: int = 0
     due: float | None = 0.0
-
-    @property
-    def where(self) -> str:
-        return self.node.name if self.node is not None else self.host
 
 
 @dataclass
@@ -198,6 +195,8 @@ class Holder:
         self._add(Component("apiserver", "podwire.lab.components:apiserver"))
         self._add(Component("controllers", "podwire.lab.components:controllers"))
         self._add(Component("outside-dns", "podwire.lab.components:outside_dns", host=OUTSIDE))
+        if self.spec.load_balancer == "bgp":
+            self._add(Component("router", "podwire.lab.router:main", host=ROUTER))
         for node in self.spec.nodes:
             self._add_node_components(node)
         for entry in self.spec.publish:
@@ -210,12 +209,14 @@ class Holder:
 
     def _add_node_components(self, node: NodeSpec) -> None:
         self.paths.node(node.name).mkdir(mode=0o700, exist_ok=True)
-        self._add(Component(f"standin-{node.name}", "podwire.lab.components:standin", node))
-        self._add(Component(f"agent-{node.name}", "podwire.lab.components:agent", node))
+        for kind in ("standin", "agent"):
+            entry = f"podwire.lab.components:{kind}"
+            self._add(Component(f"{kind}-{node.name}", entry, node, host=node.name))
         if self.spec.node_local_dns:
             entry = "podwire.lab.components:node_local_dns"
             sockets = open_node_local(self.spec, self.paths.node_pins / node.name)
-            self._add(Component(f"dns-{node.name}", entry, node, sockets=sockets))
+            name = f"dns-{node.name}"
+            self._add(Component(name, entry, node, host=node.name, sockets=sockets))
 
     def _add_publish(self, entry: PublishSpec, listener: socket.socket) -> None:
         """One relay per port: adding another never ends connections of the first."""
@@ -248,7 +249,7 @@ class Holder:
         component.pid = self._fork(
             component.name,
             lambda: _call_entry(component.entry, self._context(component)),
-            pin=self.paths.node_pins / component.where if component.where else None,
+            pin=self.paths.node_pins / component.host if component.host else None,
             log=self.paths.logs / f"{component.name}.log",
         )
 

@@ -14,7 +14,7 @@ import msgspec
 from msgspec import Struct
 
 from podwire import __version__
-from podwire.client import Api, Change, Informer
+from podwire.client import Api, Change, Informer, PatchType
 from podwire.errors import AlreadyExistsError, ApiError, NodeRemovedError, NotFoundError
 from podwire.objects import kinds
 from podwire.objects.core import Node
@@ -154,7 +154,10 @@ class NodeRegistration:
             except AlreadyExistsError:
                 node = await self._api.get(kinds.NODE, name)
         self.uid = node.metadata.uid
-        self.node = await self.report(not_ready)
+        # An agent of this life of the lab was ready: its network stands, and its pods' endpoints
+        # must not leave their Services because another took its place.
+        stands = node.ready and self._was_registered()
+        self.node = await self.report("" if stands else not_ready)
         self._remember()
         return self.node
 
@@ -167,8 +170,13 @@ class NodeRegistration:
         """Write the node's status."""
         now = format_time(dt.datetime.now(dt.UTC))
         status = render_node_status(self._config, self._runtime_version, now, not_ready)
+        # Strategic: conditions of others (NetworkUnavailable, PathMTU) stay beside the kubelet's.
         return await self._api.patch(
-            kinds.NODE, self._config.node_name, {"status": status}, subresource="status"
+            kinds.NODE,
+            self._config.node_name,
+            {"status": status},
+            subresource="status",
+            patch_type=PatchType.STRATEGIC,
         )
 
     def _was_registered(self) -> bool:
