@@ -263,6 +263,8 @@ class SlowPath:
     def block_of(self, name: bytes) -> _Block | None:
         """The block with the longest zone that the name (lower-case wire form) is in."""
         by_zone = self._by_zone
+        if len(by_zone) == 1 and (everything := by_zone.get(b"\0")):
+            return everything
         at = 0
         while True:
             block = by_zone.get(name[at:])
