@@ -10,7 +10,7 @@ from typing import Any
 import dns.flags
 import pytest
 import uvloop
-from dnsfakes import POD, FakeZone, query, rcode, respond, show
+from dns_fakes import POD, FakeZone, query, rcode, respond, show
 
 from podwire.dns import packet
 from podwire.dns.corefile import parse_corefile

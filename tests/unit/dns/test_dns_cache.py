@@ -7,11 +7,11 @@ import asyncio
 import dns.flags
 import dns.message
 import pytest
-from dnsfakes import POD, Bench, FakeUpstream, query, rcode, respond, show, soa
+from dns_fakes import POD, Bench, FakeUpstream, query, rcode, respond, show, soa
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
-from virtualtime import run
+from virtual_time import run
 
 from podwire.dns import config, packet
 from podwire.dns.cache import Cache, cache_key

@@ -8,8 +8,8 @@ from dataclasses import replace
 import dns.flags
 import dns.message
 import pytest
-from dnsfakes import POD, Bench, FakeUpstream, FakeZone, query, rcode, respond, show, soa
-from virtualtime import run
+from dns_fakes import POD, Bench, FakeUpstream, FakeZone, query, rcode, respond, show, soa
+from virtual_time import run
 
 from podwire.dns import packet
 from podwire.dns.corefile import parse_corefile
