@@ -26,7 +26,7 @@ from podwire.dns import config, packet
 from podwire.dns.answers import Answers, Entry
 from podwire.dns.cache import Cache
 from podwire.dns.forward import Forward, NewTransport, parse_search, upstream_addresses
-from podwire.dns.index import Changes
+from podwire.dns.index import Changes, PodMode, ZoneOptions
 from podwire.dns.metrics import Collected, Metrics, Site, counted, counted_type
 from podwire.dns.plugins.autopath import Autopath, SearchOf
 from podwire.dns.plugins.cache import CachePlugin, collect
@@ -42,6 +42,7 @@ from podwire.dns.request import Failure, Handler, Reply, Request, name_from_text
 from podwire.dns.seam import Client, FastAnswers
 from podwire.dns.zones import in_zone
 from podwire.errors import PodwireError, UsageError
+from podwire.objects.meta import LabelSelector
 
 # How many names' ways (fast or chain) are remembered.
 _REMEMBERED: Final = 10_000
@@ -58,6 +59,25 @@ def _write_line(line: str) -> None:
 
 def _halt(message: str) -> None:
     raise PodwireError(message)
+
+
+def zone_options(settings: config.Kubernetes, local_addresses: Iterable[str] = ()) -> ZoneOptions:
+    """What the `kubernetes` block says, for the zone's index. Without trailing dots."""
+    zones = tuple(zone.rstrip(".") for zone in settings.zones)
+    through = settings.fallthrough
+    return ZoneOptions(
+        zones=zones,
+        ttl_s=settings.ttl,
+        pods=PodMode(settings.pods),
+        endpoint_pod_names=settings.endpoint_pod_names,
+        namespaces=frozenset(settings.namespaces),
+        namespace_labels=settings.namespace_labels or LabelSelector(),
+        labels=settings.labels or LabelSelector(),
+        endpoints=not settings.noendpoints,
+        ignore_empty_service=settings.ignore_empty_service,
+        fallthrough=None if through is None else tuple(zone.rstrip(".") for zone in through),
+        local_addresses=tuple(local_addresses) or ("127.0.0.1",),
+    )
 
 
 @dataclass(frozen=True)

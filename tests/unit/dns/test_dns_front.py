@@ -10,7 +10,8 @@ from virtual_time import run
 
 from podwire.dns.corefile import parse_corefile
 from podwire.dns.external import ExternalNames
-from podwire.dns.slowpath import Front, SlowPath, World
+from podwire.dns.index import PodMode
+from podwire.dns.slowpath import Front, SlowPath, World, zone_options
 
 
 def outside(wire: bytes) -> bytes:
@@ -93,6 +94,22 @@ def test_rewritten_names_lead_to_aliases_and_services() -> None:
         await scene.slow.close()
 
     run(scenario())
+
+
+def test_the_block_configures_the_zone() -> None:
+    text = (
+        ". {\n kubernetes cluster.local in-addr.arpa {\n pods verified\n ttl 30\n"
+        " namespaces a b\n labels app=web\n fallthrough in-addr.arpa\n noendpoints\n }\n}"
+    )
+    settings = parse_corefile(text).blocks[0].kubernetes
+    assert settings is not None
+    options = zone_options(settings, ["10.244.0.5"])
+    assert (options.zones, options.ttl_s) == (("cluster.local", "in-addr.arpa"), 30)
+    assert (options.pods, options.namespaces) == (PodMode.VERIFIED, {"a", "b"})
+    assert (options.fallthrough, options.endpoints) == (("in-addr.arpa",), False)
+    assert options.labels.matches({"app": "web"})
+    assert not options.labels.matches({})
+    assert options.local_addresses == ("10.244.0.5",)
 
 
 def test_fast_answers_are_on_the_page_once() -> None:
