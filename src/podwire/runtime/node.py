@@ -170,7 +170,7 @@ class NodeRegistration:
         """Write the node's status."""
         now = format_time(dt.datetime.now(dt.UTC))
         status = render_node_status(self._config, self._runtime_version, now, not_ready)
-        # Strategic, so that others' conditions (NetworkUnavailable, PathMTU) stay. The addresses are
+        # Strategic, so that conditions of others (NetworkUnavailable, PathMTU) stay. Addresses are
         # replaced: their merge key is the type, which dual-stack nodes have twice (k/k#79391).
         status["addresses"] = [{"$patch": "replace"}, *status["addresses"]]
         return await self._api.patch(
