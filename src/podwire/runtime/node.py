@@ -171,6 +171,9 @@ class NodeRegistration:
         now = format_time(dt.datetime.now(dt.UTC))
         status = render_node_status(self._config, self._runtime_version, now, not_ready)
         # Strategic: conditions of others (NetworkUnavailable, PathMTU) stay beside the kubelet's.
+        # Addresses are merged by type, which would leave one InternalIP of two families: so they are
+        # replaced as a whole, as kubelet's PatchNodeStatus does (k/k#79391).
+        status["addresses"] = [*status["addresses"], {"$patch": "replace"}]
         return await self._api.patch(
             kinds.NODE,
             self._config.node_name,
