@@ -72,10 +72,16 @@ bootstrap_runtime() {
 
 bootstrap_tests() {
     install_missing nft=nftables ip=iproute2 nsenter=util-linux crun=crun kubectl=kubernetes-client \
-        curl=curl ping=iputils-ping busybox=busybox-static iptables-restore=iptables
+        curl=curl ping=iputils-ping busybox=busybox-static iptables-restore=iptables \
+        bird=bird2
     fetch_debian_kubectl
     install_package dev "[dev]"
     touch "$venv/.podwire-dev"
+}
+
+# bootstrap_vm: what tools/vm.py boots another kernel with, and what its tests need there.
+bootstrap_vm() {
+    install_missing qemu-system-x86_64=qemu-system-x86 busybox=busybox-static ipvsadm=ipvsadm
 }
 
 # fetch_debian_kubectl: Debian's own client beside whatever kubectl is installed, for the tests. It is

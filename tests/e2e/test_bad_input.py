@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from podwire.errors import ApiError, PodwireError, UsageError
+from podwire.kernel import features
 from podwire.lab import Lab, launch
 
 POD = """apiVersion: v1
@@ -163,6 +164,15 @@ def test_impossible_labs_build_nothing(tools: Any, options: list[str], says: str
         assert "never" not in launch.labs()
     finally:
         tools.podwire("down", "never")
+
+
+def test_a_service_proxy_this_kernel_lacks(tools: Any) -> None:
+    if features.probe().ipvs:
+        pytest.skip("this kernel has IPVS")
+    done = tools.podwire("up", "never", "--service-proxy", "ipvs", "--no-kubeconfig", check=False)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == f"error: lab never: {features.EXPLAIN['ipvs']}"
+    assert "never" not in launch.labs()
 
 
 def test_neither_root_nor_user_namespaces(run_dir: Path) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -181,6 +183,28 @@ def test_connections_are_counted_and_survive_other_endpoints(tools: Any, lab: La
     assert value(lines, "podwire_service_packets_total", 'service="web"', 'direction="out"') >= 6
     tools.kubectl(lab, "scale", "deployment", "web", "--replicas=2")
     lab.wait_ready()
+
+
+def test_round_trips_of_open_connections_are_told(tools: Any, lab: Lab) -> None:
+    vip = lab.call(lambda api: api.get(kinds.SERVICE, "web", "default")).spec.cluster_ip
+    held = (
+        "import socket,sys\n"
+        f"sock = socket.create_connection(('{vip}', 80))\n"
+        "print('open', flush=True)\n"
+        "sys.stdin.read()\n"
+    )
+    words = [sys.executable, "-m", "podwire", "exec", "--lab", lab.name, "-i", "default/client"]
+    with subprocess.Popen(
+        [*words, "--", sys.executable, "-c", held], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as client:
+        assert client.stdout is not None
+        assert client.stdout.readline().strip() == b"open"
+        line = tools.wait(
+            lambda: [x for x in metrics(lab, "node-1") if x.startswith("podwire_service_rtt")]
+        )[0]
+        assert 'service="web"' in line
+        assert 0 < float(line.split()[-1]) < 1
+        client.communicate()
 
 
 def test_refused_connections_are_counted(tools: Any, lab: Lab) -> None:

@@ -45,8 +45,13 @@ for line in sys.stdin:
 _DRUM = """
 import json, select, socket, sys, time
 host, port = sys.argv[1], int(sys.argv[2])
-beats = []
-while not select.select([sys.stdin], [], [], 0.01)[0]:
+beats, wanted = [], -1
+while True:
+    if select.select([sys.stdin], [], [], 0.01)[0]:
+        line = sys.stdin.readline()
+        if not line:
+            break
+        wanted = len(beats) + int(line)
     began = time.monotonic()
     try:
         with socket.create_connection((host, port), timeout=float(sys.argv[3])) as s:
@@ -57,7 +62,8 @@ while not select.select([sys.stdin], [], [], 0.01)[0]:
         beats.append((began, time.monotonic(), b" 200 " in text[:16]))
     except OSError as error:
         beats.append((began, time.monotonic(), False))
-    print(len(beats), flush=True)
+    if len(beats) == wanted:
+        print("flowed", flush=True)
 print(json.dumps(beats), flush=True)
 """
 
@@ -141,9 +147,11 @@ class Drum:
 
     def flow(self, beats: int = 20) -> None:
         """Return when that many more connections have been answered, or have failed."""
+        assert self._process.stdin is not None
         assert self._process.stdout is not None
-        for _ in range(beats):
-            assert self._process.stdout.readline(), "the drum ended"
+        self._process.stdin.write(f"{beats}\n")
+        self._process.stdin.flush()
+        assert self._process.stdout.readline(), "the drum ended"
 
     def stop(self) -> list[Beat]:
         assert self._process.stdin is not None

@@ -35,7 +35,8 @@ TCP, UDP, SCTP = PROTOCOLS["TCP"], PROTOCOLS["UDP"], PROTOCOLS["SCTP"]
 _FAMILIES = {4: socket.AF_INET, 16: socket.AF_INET6}
 _MAC = bytes.fromhex("020000000001")
 _ETHER = {4: _MAC + _MAC + b"\x08\x00", 16: _MAC + _MAC + b"\x86\xdd"}
-_FIRST_PORT, _LAST_PORT = 20_000, 60_000
+# Not more: masquerading towards one backend finds it hard to get a free port among too many.
+_FIRST_PORT, _LAST_PORT = 20_000, 32_000
 
 
 class Result(NamedTuple):
@@ -175,7 +176,8 @@ def _key(packet: Packet) -> _Key:
 
 
 def _result(packet: Packet, flow: Flow | None, refused: set[_Key]) -> Result:
-    if flow is not None and flow.dst_nat:
+    # IPVS translates too, and `flow.dst_nat` is not set then.
+    if flow is not None and (flow.reply.src, flow.reply.sport) != (packet.dst, packet.dport):
         backend = Backend(flow.reply.src, flow.reply.sport)
         return Result("dnat", backend, flow.reply.dst != packet.src)
     if flow is not None:

@@ -30,8 +30,9 @@ from ipaddress import IPv4Network, IPv6Network, ip_address, ip_interface, ip_net
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from podwire.agents.backends import BackendFactory
 from podwire.agents.servicekernel import NftablesBackend, Ranges
-from podwire.kernel import netns, sysctl
+from podwire.kernel import hooks, netns, sysctl
 from podwire.kernel.conntrack import Conntrack
 from podwire.kernel.nft import Nft
 from podwire.kernel.requests import (
@@ -66,6 +67,7 @@ ONE_WAY = b"one-way"
 TCP, UDP, SCTP = PROTOCOLS["TCP"], PROTOCOLS["UDP"], PROTOCOLS["SCTP"]
 KINDS = {TCP: socket.SOCK_STREAM, UDP: socket.SOCK_DGRAM}
 
+_TABLES = {"nftables": hooks.SERVICES_TABLE, "ipvs": hooks.IPVS_TABLE}
 _MAC = "02:00:00:00:00:01"
 _GATEWAY = {4: "169.254.1.1", 6: "fe80::1"}
 _TO_NODE = 100
@@ -129,13 +131,19 @@ class Host:
 class ServiceNet:
     """Everything above, and the Services' back end of node-1. Close it to end the servers."""
 
-    def __init__(self, scratch: Path, *, pods: Iterable[str] = HERE) -> None:
+    def __init__(
+        self,
+        scratch: Path,
+        *,
+        pods: Iterable[str] = HERE,
+        make_backend: BackendFactory = NftablesBackend,
+    ) -> None:
         self.hosts: dict[str, Host] = {}
         self.claims = Claims()
         self._scratch = scratch
         self._stack = contextlib.ExitStack()
         self._build(pods)
-        self.backend = NftablesBackend((4, 6), self.claims)
+        self.backend = make_backend((4, 6), self.claims)
         self._stack.callback(self.backend.close)
         self.conntrack = Conntrack()
         self._stack.callback(self.conntrack.close)
@@ -152,7 +160,8 @@ class ServiceNet:
         self._stack.close()
 
     def open(self, ranges: Ranges) -> None:
-        self.backend.open(ranges)
+        if not self.backend.open(ranges):
+            self.backend.mend()
 
     def program(self, owner: Owner, frontends: Iterable[Any], rank: tuple[str, ...] = ()) -> None:
         """What the agent does for one owner, without the API."""
@@ -170,7 +179,7 @@ class ServiceNet:
     def counters(self, version: int = 4) -> Counter[str]:
         """Packets of the table's named counters."""
         with Nft() as nft:
-            text = nft.list_table({4: "ip", 6: "ip6"}[version], "podwire-services")
+            text = nft.list_table({4: "ip", 6: "ip6"}[version], _TABLES[self.backend.name])
         found: Counter[str] = Counter()
         name = ""
         for line in text.splitlines():

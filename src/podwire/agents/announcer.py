@@ -37,6 +37,10 @@ Wanted: TypeAlias = Mapping[Address, frozenset[str] | None]
 class Announcement(Protocol):
     """One way to tell the network where an address is."""
 
+    @property
+    def announced(self) -> frozenset[Address]:
+        """What this node tells others to send here."""
+
     async def run(self) -> None:
         """Work until cancelled. What an earlier agent announced stays until `set` was called."""
 
@@ -135,6 +139,10 @@ class Announcer:
         except KernelError as error:
             _LOG.error("load balancers: not announced: %s; trying again", error)
             loop.call_later(_RETRY_S, self._dirty.set)
+
+    @property
+    def announced(self) -> frozenset[Address]:
+        return self._announcement.announced
 
     def close(self) -> None:
         self._announcement.close()

@@ -7,6 +7,7 @@ from typing import TypeAlias
 
 from podwire.agents.config import ServiceProxy
 from podwire.agents.iptablesbackend import IptablesBackend
+from podwire.agents.ipvsbackend import IpvsBackend
 from podwire.agents.servicekernel import NftablesBackend, ServiceBackend
 from podwire.services.claims import Claims
 
@@ -14,4 +15,5 @@ BackendFactory: TypeAlias = Callable[[Iterable[int], Claims], ServiceBackend]
 BACKENDS: dict[ServiceProxy, BackendFactory] = {
     "nftables": NftablesBackend,
     "iptables": IptablesBackend,
+    "ipvs": IpvsBackend,
 }

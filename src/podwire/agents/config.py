@@ -6,9 +6,20 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from podwire.services.model import Network
-from podwire.services.pools import NO_POOLS, Pools
+from podwire.services.pools import NO_POOLS, Address, Pools
 
-ServiceProxy: TypeAlias = Literal["nftables", "iptables"]
+ServiceProxy: TypeAlias = Literal["nftables", "iptables", "ipvs"]
+
+
+@dataclass(frozen=True)
+class BgpConfig:
+    """The routers nodes speak BGP to, one address per family."""
+
+    peers: tuple[Address, ...]
+    local_as: int = 64512
+    peer_as: int = 64513
+    hold_time_s: int = 3
+    """The least BGP knows (RFC 4271 section 4.2): a dead machine's routes are gone after it."""
 
 
 @dataclass(frozen=True)
@@ -22,3 +33,5 @@ class ServiceConfig:
     external_ips: bool = False
     pools: Pools = NO_POOLS
     """Load balancer addresses that the nodes announce."""
+    bgp: BgpConfig | None = None
+    """How they do so; without it, by ARP and neighbour discovery."""

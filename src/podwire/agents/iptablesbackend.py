@@ -16,8 +16,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 
-import msgspec
-
 from podwire.agents.servicekernel import Ranges
 from podwire.errors import KernelError, UnsupportedError
 from podwire.kernel import iptables
@@ -30,7 +28,6 @@ from podwire.services.iptplan import TABLES, Ruleset, Tables, parse_save
 
 _LOG = logging.getLogger(__name__)
 _LOOK_S = 30.0
-_TOLD = 3
 _FAMILIES: dict[int, Family] = {4: 4, 6: 6}
 _FAMILY_NAMES = ("ip", "ip6")
 
@@ -40,10 +37,14 @@ class IptablesBackend:
 
     name = "iptables"
 
-    def __init__(self, families: Iterable[int], claims: Claims) -> None:
+    def __init__(
+        self, families: Iterable[int], claims: Claims, *, flavour: str | None = None
+    ) -> None:
+        """`flavour`: which programs, as `iptables.working_flavour` says; None: what works."""
         self._families = tuple(_FAMILIES[version] for version in families)
         self._claims = claims
         self._ruleset = Ruleset(claims, self._families)
+        self._wanted = flavour
         self._flavour = ""
         self._affinity = True
         self._ranges = Ranges((), ())
@@ -56,7 +57,7 @@ class IptablesBackend:
         return self._ruleset
 
     def open(self, ranges: Ranges) -> bool:
-        flavour = iptables.working_flavour()
+        flavour = iptables.working_flavour() if self._wanted is None else self._wanted
         if flavour is None:
             raise UnsupportedError(f"services: {ABSENT}")
         self._flavour = flavour
@@ -113,7 +114,7 @@ class IptablesBackend:
 
     def foreign(self) -> list[str]:
         if self._timer is None:
-            return [_shortened(found) for found in self._monitor.read() if _concerns_us(found)]
+            return [str(found) for found in self._monitor.read() if _concerns_us(found)]
         self._timer.read()
         return [
             f"table {table} (IPv{family}): {len(lost)} chains are not as they were left"
@@ -142,13 +143,6 @@ ABSENT = "no iptables works here; install the package iptables or use --service-
 
 def _concerns_us(transaction: Transaction) -> bool:
     return transaction.lost or any(map(_is_ours, transaction.events))
-
-
-def _shortened(transaction: Transaction) -> str:
-    """A flush deletes every rule one by one: a few are enough for people."""
-    more = len(transaction.events) - _TOLD
-    some = str(msgspec.structs.replace(transaction, events=transaction.events[:_TOLD]))
-    return f"{some} and {more} more" if more > 0 else some
 
 
 def _is_ours(event: Event) -> bool:

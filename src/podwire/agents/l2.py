@@ -15,15 +15,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
 from collections.abc import Iterable, Mapping
-from ipaddress import ip_network
+from ipaddress import ip_interface, ip_network
 
 from podwire.agents.announcer import Wanted
 from podwire.agents.heartbeats import HeartbeatSocket
 from podwire.cni.links import ROUTE_PROTOCOL
 from podwire.errors import KernelError
 from podwire.kernel import announce, sysctl
+from podwire.kernel.requests import Address as OwnAddress
 from podwire.kernel.requests import Delete, Proxy, Replace, Request, Route
 from podwire.kernel.rtnl import Rtnl
 from podwire.services.election import (
@@ -53,15 +55,27 @@ def route_of(address: Address) -> Route:
 
 
 def plan_kernel(
-    uplink: str, before: frozenset[Address], after: frozenset[Address]
+    uplink: str, before: frozenset[Address], after: frozenset[Address], *, delivered: bool = False
 ) -> list[Request]:
-    """Route before proxy entry, and the other way round: an entry without its route is mute."""
+    """Route before proxy entry, and the other way round: an entry without its route is mute.
+
+    `delivered`: Services have the address delivered on every node (IPVS). What is a node's own has
+    no proxy, and with arp_ignore 1 only the device that has the address answers for it.
+    """
     requests: list[Request] = []
     for address in sorted(before - after, key=_order):
+        if delivered:
+            requests.append(Delete(_on_uplink(uplink, address)))
         requests += [Delete(Proxy(uplink, address)), Delete(route_of(address))]
     for address in sorted(after - before, key=_order):
         requests += [Replace(route_of(address)), Replace(Proxy(uplink, address))]
+        if delivered:
+            requests.append(Replace(_on_uplink(uplink, address)))
     return requests
+
+
+def _on_uplink(uplink: str, address: Address) -> OwnAddress:
+    return OwnAddress(uplink, ip_interface(address))
 
 
 def _order(address: Address) -> tuple[int, int]:
@@ -71,8 +85,9 @@ def _order(address: Address) -> tuple[int, int]:
 class L2Kernel:
     """The entries in this node's namespace."""
 
-    def __init__(self, uplink: str, families: Iterable[int]) -> None:
+    def __init__(self, uplink: str, families: Iterable[int], *, delivered: bool = False) -> None:
         self.uplink = uplink
+        self._delivered = delivered
         self._rtnl = Rtnl()
         values: dict[str, str | int] = {}
         if 4 in families:
@@ -80,7 +95,14 @@ class L2Kernel:
         if 6 in families:
             values[f"net/ipv6/neigh/{uplink}/proxy_delay"] = 0
             values[f"net/ipv6/conf/{uplink}/proxy_ndp"] = 1
-        sysctl.write(values)
+        for key, value in values.items():
+            try:
+                sysctl.write({key: value})
+            except KernelError as error:
+                # Old kernels hide the neighbour settings from user namespaces: answers come, late.
+                if error.errno != errno.ENOENT:
+                    raise
+                _LOG.warning("load balancers: %s: who asks is answered up to 0.8 s late", error)
 
     def read(self) -> frozenset[Address]:
         """What an earlier agent announced, even by half: the route is there first and last."""
@@ -91,7 +113,8 @@ class L2Kernel:
         )
 
     def change(self, before: frozenset[Address], after: frozenset[Address]) -> None:
-        self._rtnl.apply(plan_kernel(self.uplink, before, after))
+        requests = plan_kernel(self.uplink, before, after, delivered=self._delivered)
+        self._rtnl.apply(requests)
 
     def announce(self, addresses: Iterable[Address]) -> None:
         announce.announce(self.uplink, sorted(addresses, key=_order), router=True)
@@ -151,7 +174,8 @@ class L2Announcement:
             self._doubtful = frozenset()
         self.announced, self._elected = wanted, question
         if wanted != before:
-            _LOG.info("load balancers: announcing %s", ", ".join(map(str, wanted)) or "none")
+            shown = ", ".join(map(str, sorted(wanted, key=_order)))
+            _LOG.info("load balancers: announcing %s", shown or "nothing")
             # The others learn at once, and a former owner lets go.
             self._beat()
             self._announce(wanted - before)

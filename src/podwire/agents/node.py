@@ -12,7 +12,8 @@ from pathlib import Path
 import msgspec
 from aiohttp import web
 
-from podwire.agents.announcer import Announcer
+from podwire.agents.announcer import Announcement, Announcer
+from podwire.agents.bgp import BgpAnnouncement
 from podwire.agents.config import ServiceConfig
 from podwire.agents.l2 import L2Announcement, L2Kernel
 from podwire.agents.network import NodeNetworkAgent
@@ -54,9 +55,10 @@ async def run(
     node = NodeNetworkAgent(api, config.node_name, network, pods)
     kubelet = Kubelet(config, api, pods, spawner=spawner, runtime=runtime)
     balancing = ServiceAgent(api, config.node_name, services, node.nodes, kubelet.pod_informer)
-    status = ServiceStatus(api, config.node_name, balancing)
-    layer2 = L2Announcement(config.node_name, L2Kernel(network.uplink, services.families))
-    announcer = Announcer(balancing, node.nodes, layer2)
+    announcer = Announcer(balancing, node.nodes, _announcement(config, network, services))
+    status = ServiceStatus(
+        api, config.node_name, balancing, lambda: _pod_pins(kubelet), lambda: announcer.announced
+    )
     probes = ProbeService(lambda source: _source_pin(kubelet, source, outside))
     server = KubeletServer(kubelet)
     server.add_route("POST", "/probe", lambda request: _probe(probes, request))
@@ -90,6 +92,23 @@ async def run(
         announcer.close()
         with contextlib.suppress(OSError):
             leases.close()
+
+
+def _pod_pins(kubelet: Kubelet) -> list[Path]:
+    """The namespaces of this node's pods, those on the node's own network left out."""
+    sandboxes = [worker.sandbox for worker in kubelet.pods.values()]
+    return [kubelet.config.pins_dir / s.id for s in sandboxes if s and not s.host_network]
+
+
+def _announcement(
+    config: KubeletConfig, network: NetworkConfig, services: ServiceConfig
+) -> Announcement:
+    """How load balancer addresses are made known."""
+    name = config.node_name
+    if services.bgp is not None:
+        return BgpAnnouncement(name, config.node_ips, services.bgp, services.pools, config.node_dir)
+    delivered = services.backend == "ipvs"
+    return L2Announcement(name, L2Kernel(network.uplink, services.families, delivered=delivered))
 
 
 def _source_pin(kubelet: Kubelet, source: str, outside: Path | None) -> Path | None:

@@ -14,19 +14,22 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import socket
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TypeVar
 
 from podwire.agents.servicekernel import NftablesBackend, ServiceBackend
 from podwire.errors import KernelError
-from podwire.kernel import conntrack, flows, sysctl
+from podwire.kernel import conntrack, flows, netns, sysctl
 from podwire.kernel.conntrack import Conntrack, ConntrackEvents
 from podwire.kernel.nfcounters import Counted, NfCounters
 from podwire.kernel.nfpack import Key
+from podwire.kernel.sockdiag import SockDiag, TcpSocket
 from podwire.services import nftables as nf
 from podwire.services.claims import Claims
 from podwire.services.model import FrontendKey
@@ -40,6 +43,8 @@ _FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
 _FRESH_S = 1.0
 _EVENT_BUFFER = 4 << 20
 _PORTION = 2000
+# Entering a pod and asking takes about 0.1 ms.
+_MAX_PODS = 500
 _PAUSE_S = 0.05
 
 
@@ -53,6 +58,7 @@ class Reading:
     sizes: dict[str, int] = field(default_factory=dict)
     tracked: int = 0
     tracked_max: int = 0
+    rtts_us: dict[FrontendKey, list[int]] = field(default_factory=dict)
     live_flows: dict[FrontendKey, int] = field(default_factory=dict)
 
 
@@ -65,13 +71,22 @@ class _Raw:
     live: dict[FrontendKey, Traffic]
     tracked: int
     tracked_max: int
+    rtts_us: dict[FrontendKey, list[int]]
 
 
 class ServiceCounters:
     """Made in the node's network namespace; `start` switches on accounting and listens."""
 
-    def __init__(self, families: Iterable[int], claims: Claims, backend: ServiceBackend) -> None:
+    def __init__(
+        self,
+        families: Iterable[int],
+        claims: Claims,
+        backend: ServiceBackend,
+        pins: Callable[[], Sequence[Path]] = tuple,
+    ) -> None:
+        """`pins` are where this node's pods are, whose clients' round trips are read."""
         self._families = tuple(families)
+        self._pins = pins
         self._claims = claims
         self._backend = backend
         self._tally = backend.tally if isinstance(backend, NftablesBackend) else None
@@ -128,7 +143,8 @@ class ServiceCounters:
                 return last
             names = COUNTING if endpoints else (nf.SERVICES,)
             try:
-                raw = await self._in_thread(lambda: self._look(names))
+                pins = self._pins()[:_MAX_PODS]
+                raw = await self._in_thread(lambda: self._look(names, pins))
             except KernelError as error:
                 _LOG.warning("services: counters not read: %s", error)
                 return last
@@ -169,7 +185,7 @@ class ServiceCounters:
             found[name] |= self._counters.read(family, nf.TABLE, name, keys)
         return found
 
-    def _look(self, names: Iterable[str]) -> _Raw:
+    def _look(self, names: Iterable[str], pins: Sequence[Path]) -> _Raw:
         elements: dict[str, dict[Key, Counted]] = {name: {} for name in names}
         drops: dict[str, tuple[int, int]] = {}
         live: dict[FrontendKey, Traffic] = {}
@@ -183,7 +199,20 @@ class ServiceCounters:
                     drops[name] = before[0] + packets, before[1] + octets
             match = flows.Match(status=flows.DST_NAT)
             sum_flows(self._conntrack.dump(_FAMILIES[version], match), live)
-        return _Raw(elements, drops, live, self._conntrack.count(), self._conntrack.maximum())
+        tracked, limit = self._conntrack.count(), self._conntrack.maximum()
+        return _Raw(elements, drops, live, tracked, limit, self._round_trips(pins))
+
+    def _round_trips(self, pins: Sequence[Path]) -> dict[FrontendKey, list[int]]:
+        """Of every established connection of the pods, by what it asked for."""
+        found: dict[FrontendKey, list[int]] = {}
+        for pin in pins:
+            # A pod may be gone by now.
+            with contextlib.suppress(KernelError, OSError):
+                for each in _sockets_of(pin, self._families):
+                    if each.min_rtt_us is not None:
+                        key = FrontendKey(each.dst, socket.IPPROTO_TCP, each.dport)
+                        found.setdefault(key, []).append(each.min_rtt_us)
+        return found
 
     def _combine(self, raw: _Raw) -> Reading:
         frontends = self._claims.frontends
@@ -195,6 +224,7 @@ class ServiceCounters:
             backend.ruleset.sizes() if isinstance(backend, NftablesBackend) else {},
             raw.tracked,
             raw.tracked_max,
+            {key: sorted(rtts) for key, rtts in raw.rtts_us.items() if key in frontends},
             {key: traffic.flows for key, traffic in raw.live.items() if key in frontends},
         )
 
@@ -208,3 +238,12 @@ class ServiceCounters:
             self._events.close()
         self._counters.close()
         self._conntrack.close()
+
+
+def _sockets_of(pin: Path, families: Iterable[int]) -> list[TcpSocket]:
+    descriptor = netns.open_pin(pin)
+    try:
+        with SockDiag.in_ns(descriptor) as diag:
+            return [s for version in families for s in diag.established(_FAMILIES[version])]
+    finally:
+        os.close(descriptor)

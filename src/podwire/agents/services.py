@@ -20,6 +20,7 @@ from ipaddress import ip_address, ip_network
 
 from podwire.agents.backends import BACKENDS
 from podwire.agents.config import ServiceConfig
+from podwire.agents.healthchecks import ProxyHealth, ServiceHealthChecks
 from podwire.agents.servicekernel import FlowCleaner, NftablesBackend, Ranges
 from podwire.client import Api, Change, EventRecorder, Informer
 from podwire.errors import KernelError
@@ -48,6 +49,8 @@ _LOG = logging.getLogger(__name__)
 _PORTION = 200
 _CLEAN_DELAY_S = 0.01
 _RETRY_S = 1.0
+# What one node alone meets, and so tells itself.
+_OWN_TROUBLE = ("FailedToProgram", "FailedToStartServiceHealthcheck")
 _ZONE = "topology.kubernetes.io/zone"
 # Others' proxies serve Services that carry these (k/k cmd/kube-proxy/app/server.go).
 _OURS = "!service.kubernetes.io/service-proxy-name,!service.kubernetes.io/headless"
@@ -104,6 +107,10 @@ class ServiceAgent:
         self.progress = Progress()
         self._watchers: set[asyncio.Event] = set()
         self.synced = asyncio.Event()
+        self.health = ProxyHealth()
+        self.health_checks = ServiceHealthChecks(
+            self.health, self._no_health_check, config.families
+        )
 
     # --- observe --------------------------------------------------------------------------------
 
@@ -129,7 +136,10 @@ class ServiceAgent:
             self._touch(Owner("Pod", change.key))
 
     def _node_changed(self, change: Change[Node]) -> None:
-        if change.key.name != self._name or change.new is None:
+        if change.key.name != self._name:
+            return
+        self.health.sync_node(change.new)
+        if change.new is None:
             return
         view = NodeView(
             self._name,
@@ -153,6 +163,7 @@ class ServiceAgent:
 
     def _touch(self, owner: Owner, version: int = 0) -> None:
         """`version` is the change's, where it is one that `progress` speaks of."""
+        self.health.queued()
         self._dirty.setdefault(owner, time.monotonic())
         if version:
             self.progress.told(owner, version)
@@ -175,6 +186,7 @@ class ServiceAgent:
             group.create_task(self.services.run())
             group.create_task(self.slices.run())
             group.create_task(self._cidrs.run())
+            group.create_task(self.health_checks.run())
             await self.services.synced.wait()
             await self.slices.synced.wait()
             await self._nodes.synced.wait()
@@ -215,6 +227,7 @@ class ServiceAgent:
             # An earlier agent's elements serve until all is known; then only differences are sent.
             self._try_mend()
         self._clean()
+        self._tell_health()
         self.synced.set()
         self._moved()
 
@@ -251,6 +264,7 @@ class ServiceAgent:
                 self._moved()
                 await asyncio.sleep(0)
             del self.latency_s[:-1000]
+            self._tell_health()
 
     def _ranges(self) -> Ranges:
         extra = [
@@ -382,6 +396,9 @@ class ServiceAgent:
             self.progress.done(owner)
         else:
             self.progress.refuse(owner, programmed.error)
+        if owner.kind == "Service":
+            check = programmed.compiled.health_check if programmed else None
+            self.health_checks.set(owner.key, check)
         if programmed is None:
             self.programmed.pop(owner, None)
             for frontend in former.compiled.frontends if former is not None else ():
@@ -426,13 +443,24 @@ class ServiceAgent:
     def _spawn_event(self, service: Service, reason: str, message: str) -> None:
         """Only one node tells: all of them find the same problem."""
         names = sorted(key.name for key in self._nodes.objects)
-        if names[:1] != [self._name] and reason != "FailedToProgram":
+        if names[:1] != [self._name] and reason not in _OWN_TROUBLE:
             return
         task = asyncio.ensure_future(
             self._events.record(kinds.SERVICE, service, "Warning", reason, message)
         )
         self._telling.add(task)
         task.add_done_callback(self._telling.discard)
+
+    def _tell_health(self) -> None:
+        """Up to date, unless something is left to try again or came meanwhile."""
+        if not (self._dirty or self._mend or self._ranges_dirty):
+            self.health.updated()
+
+    def _no_health_check(self, key: Key, text: str) -> None:
+        service = self.services.objects.get(key)
+        if service is not None:
+            message = f"node {self._name} {text}"
+            self._spawn_event(service, "FailedToStartServiceHealthcheck", message)
 
     # --- connection tracking --------------------------------------------------------------------
 

@@ -14,7 +14,8 @@ from __future__ import annotations
 import asyncio
 import datetime as dt
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 
 import msgspec
 from aiohttp import web
@@ -27,7 +28,7 @@ from podwire.objects import kinds
 from podwire.objects.meta import Key, format_time
 from podwire.services.claims import Owner
 from podwire.services.metrics import NodeNumbers, render_metrics
-from podwire.services.model import FrontendKey
+from podwire.services.model import Address, FrontendKey
 from podwire.services.progress import CONDITION, describe_progress, write_interval_s
 from podwire.services.report import (
     Counts,
@@ -35,6 +36,7 @@ from podwire.services.report import (
     ServiceReport,
     WaitRequest,
     WaitResponse,
+    address_text,
     describe_service,
 )
 
@@ -46,11 +48,19 @@ _MAX_WAIT_S = 600.0
 class ServiceStatus:
     """One node's; `run` beside the agent."""
 
-    def __init__(self, api: Api, node_name: str, agent: ServiceAgent) -> None:
+    def __init__(
+        self,
+        api: Api,
+        node_name: str,
+        agent: ServiceAgent,
+        pins: Callable[[], Sequence[Path]] = tuple,
+        announced: Callable[[], Iterable[Address]] = tuple,
+    ) -> None:
+        self._announced = announced
         self._api = api
         self._name = node_name
         self._agent = agent
-        self._counters = ServiceCounters(agent.config.families, agent.claims, agent.backend)
+        self._counters = ServiceCounters(agent.config.families, agent.claims, agent.backend, pins)
         self._written = ("", "", "")
 
     # --- documents ------------------------------------------------------------------------------
@@ -67,6 +77,8 @@ class ServiceStatus:
             external_ips=agent.config.external_ips,
             service_cidrs=tuple(map(str, ranges.service_cidrs)),
             cluster_cidrs=tuple(map(str, ranges.cluster_cidrs)),
+            pools=tuple((address_text(a), address_text(b)) for a, b in agent.view.pools),
+            announced=tuple(sorted(map(str, self._announced()))),
             mended=agent.mended,
             flows_deleted=dict(agent.cleaner.deleted),
             services=tuple(
@@ -131,6 +143,8 @@ class ServiceStatus:
             len(agent.progress.refused),
             agent.progress.number,
             agent.latency,
+            agent.tally is not None,
+            reading.rtts_us,
         )
 
     # --- requests -------------------------------------------------------------------------------

@@ -42,6 +42,7 @@ _SPEC_FLAGS = (
     "non_masquerade_cidrs",
     "load_balancer_pools",
     "internal_load_balancer_pools",
+    "load_balancer",
     "mtu",
     "max_pods",
     "probe_delays",
@@ -72,7 +73,7 @@ _PLAN_ROLES: dict[str, Literal["nodes", "pods", "services"]] = {
 @click.option("--ip-family", type=click.Choice(("ipv4", "ipv6", "dual")), help="Default: ipv4.")
 @click.option(
     "--service-proxy",
-    type=click.Choice(("nftables", "iptables")),
+    type=click.Choice(("nftables", "iptables", "ipvs")),
     help="What programmes Services on every node (default nftables).",
 )
 @click.option("--pod-cidr", "pod_cidrs", multiple=True, help="Cluster CIDR, one per family.")
@@ -81,6 +82,11 @@ _PLAN_ROLES: dict[str, Literal["nodes", "pods", "services"]] = {
 @click.option("--node-mask", type=int, help="Prefix length of a node's pod CIDR.")
 @click.option(
     "--non-masquerade-cidr", "non_masquerade_cidrs", multiple=True, help="Reached unmasqueraded."
+)
+@click.option(
+    "--load-balancer",
+    type=click.Choice(("l2", "bgp")),
+    help="How load balancer addresses are announced (default l2: ARP and NDP).",
 )
 @click.option(
     "--load-balancer-pool",

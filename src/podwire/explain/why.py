@@ -26,10 +26,12 @@ from podwire.explain.whyendpoints import (
 from podwire.explain.whyworld import Destination, World
 from podwire.objects.core import Service, ServicePort
 from podwire.objects.meta import View
+from podwire.services import iptplan
 from podwire.services.claims import Claims, Owner
 from podwire.services.endpoints import Backend, Unusable, list_candidates, topology_filter
 from podwire.services.evaluate import Domain, Outcome, Packet, address_ranges, evaluate
 from podwire.services.hostports import compile_host_ports
+from podwire.services.iptwalk import CompiledTables
 from podwire.services.model import (
     PROTOCOLS,
     CompiledService,
@@ -134,13 +136,16 @@ def explain(world: World, source: Endpoint, to: Destination) -> Explanation:
 
 def deciding_node(world: World, source: Endpoint, to: Destination) -> str:
     """Whose rules the first packet meets: the sender's node; from outside, the one that has the
-    address, else any that is Ready (which of them gets it, the network decides)."""
+    address or announces it, else any that is Ready (the network decides which of them gets it)."""
     if source.node:
         return source.node
     address = str(to.address)
     for node in world.nodes:
         if address in node.internal_ips:
             return node.metadata.name
+    for name, report in sorted(world.reports.items()):
+        if isinstance(report, NodeReport) and address in report.announced:
+            return name
     pod = world.pod_at(address)
     if pod is not None:
         return pod.spec.node_name
@@ -199,7 +204,8 @@ def _wants(service: Service, address: str, at_node: bool) -> bool:
 def domain_of(world: World, node: str, claims: Claims) -> Domain:
     service_cidrs, cluster_cidrs = world.ranges(node)
     vips = frozenset(f.key.ip for f in claims.frontends.values() if f.exclusive)
-    return Domain(address_ranges(service_cidrs), address_ranges(cluster_cidrs), vips)
+    own = frozenset(address.packed for address in world.view(node).addresses)
+    return Domain(address_ranges(service_cidrs), address_ranges(cluster_cidrs), vips, own)
 
 
 def _tell_programmed(case: _Case, service: Service) -> None:
@@ -407,17 +413,27 @@ def _none_lines(case: _Case, frontend: Frontend, owner: Service | None) -> Seque
 # --- rules and verdict --------------------------------------------------------------------------
 
 
-def _walk(case: _Case, claims: Claims, packet: Packet) -> tuple[str, ...]:
-    """The rules such a packet matches, where the node's back end is the one that has them."""
+def _backend(case: _Case) -> str:
     report = case.world.reports.get(case.node)
-    if isinstance(report, NodeReport) and report.backend != "nftables":
+    return report.backend if isinstance(report, NodeReport) else ""
+
+
+def _walk(case: _Case, claims: Claims, packet: Packet) -> tuple[str, ...]:
+    """The rules such a packet matches, where the node's back end has rules."""
+    version = case.to.address.version
+    ranges = case.world.ranges(case.node)
+    if _backend(case) == "iptables":
+        chains = iptplan.Ruleset(claims, (version,))
+        chains.set_ranges(*ranges)
+        chains.plan()
+        own = {address.packed for address in case.world.view(case.node).addresses}
+        return CompiledTables(chains.tables(version), own).walk(packet).path
+    if _backend(case) not in ("", "nftables"):
         return ()
     ruleset = Ruleset(claims)
     ruleset.plan()
-    version = case.to.address.version
     sets = {name: found for (v, name), found in ruleset.elements().items() if v == version}
-    chains = ruleset.chains()[version]
-    return CompiledRuleset(version, sets, *case.world.ranges(case.node), chains).walk(packet).path
+    return CompiledRuleset(version, sets, *ranges, ruleset.chains()[version]).walk(packet).path
 
 
 def _reason(case: _Case, outcome: Outcome, expected: Expected) -> str:

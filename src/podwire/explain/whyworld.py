@@ -71,6 +71,9 @@ class World:
             found.metadata.labels.get(_ZONE, "") if found else "",
             tuple(ip_address(text) for text in found.internal_ips) if found else (),
             isinstance(report, NodeReport) and report.external_ips,
+            tuple((ip_address(a).packed, ip_address(b).packed) for a, b in report.pools)
+            if isinstance(report, NodeReport)
+            else (),
         )
 
     def ranges(self, node: str) -> tuple[tuple[Network, ...], tuple[Network, ...]]:

@@ -21,7 +21,7 @@ import msgspec
 from msgspec import Struct
 
 from podwire.errors import KernelError, UnsupportedError
-from podwire.kernel import decode, iptables, libc, nft, userns
+from podwire.kernel import decode, iptables, ipvs, libc, nft, userns
 from podwire.kernel import encode as nl
 from podwire.kernel.requests import AddLink, Bridge, Dummy, Ifb, LinkKind, Veth, Vxlan, WireGuard
 from podwire.kernel.rtnl import Rtnl, loopback_up
@@ -66,7 +66,7 @@ EXPLAIN: Final[dict[str, str]] = {
     "dummy": "no dummy devices: load the module dummy",
     "ifb": "no ifb devices: traffic towards a pod cannot be shaped; load the module ifb",
     "wireguard": "no WireGuard: no encryption between nodes; load the module wireguard",
-    "ipvs": "no IPVS: it cannot balance Services; load the module ip_vs",
+    "ipvs": "no IPVS: --service-proxy ipvs is refused; load the module ip_vs, install ipvsadm",
     "htb": "no htb queueing: links cannot be impaired; load the module sch_htb",
     "tbf": "no tbf queueing: rates cannot be limited; load the module sch_tbf",
     "netem": "no netem queueing: `link ... delay` is refused; load the module sch_netem",
@@ -81,12 +81,9 @@ EXPLAIN: Final[dict[str, str]] = {
     "cgroup2_limits": "cgroup v2 has no memory controller: resource limits are not enforced",
 }
 
-_TIMEOUT_S: Final = 5.0
+# Modules load on first use: seconds on a slow machine.
+_TIMEOUT_S: Final = 30.0
 _SCTP: Final = 132
-_IPVS_FAMILY: Final = b"IPVS\0"
-_GENL_ID_CTRL: Final = 16
-_CTRL_CMD_GETFAMILY: Final = 3
-_CTRL_ATTR_FAMILY_NAME: Final = 2
 _RTM_NEWQDISC: Final = 36
 _TCA_KIND: Final = 1
 _TC_H_ROOT: Final = 0xFFFFFFFF
@@ -221,12 +218,11 @@ def _ask(protocol: int, request: bytes) -> int:
 
 
 def _ipvs() -> bool:
-    body = struct.pack("=BBH", _CTRL_CMD_GETFAMILY, 1, 0)
-    body += nl.attr(_CTRL_ATTR_FAMILY_NAME, _IPVS_FAMILY)
     try:
-        return _ask(16, nl.message(_GENL_ID_CTRL, nl.NLM_F_REQUEST, 1, body)) == 0
-    except OSError:
+        ipvs.check()
+    except KernelError:
         return False
+    return True
 
 
 def _qdisc(kind: str) -> bool:

@@ -2,8 +2,9 @@
 
 Services, policy, masquerade, mesh redirect and tracing meet on the same hooks; a feature takes its
 names and priorities from here, ARCHITECTURE.md prints this table, and a test fails on any table or
-base chain in a lab that it does not list. Names start with `podwire-`; nothing else is ever
-touched.
+base chain in a lab that it does not list. Names start with `podwire-`, except for the built-in
+chains of iptables: those are everybody's, and podwire has one jump in each to chains of its own.
+Nothing else is ever touched.
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ KUBENET_TABLE: Final = "podwire-kubenet"
 IMPAIR_TABLE: Final = "podwire-impair"
 SERVICES_TABLE: Final = "podwire-services"
 TRACE_TABLE: Final = "podwire-trace"
+IPVS_TABLE: Final = "podwire-ipvs"
+IPVS_DEVICE: Final = "podwire-ipvs0"
 
 RAW: Final = -300
 DSTNAT: Final = -100
@@ -44,6 +47,12 @@ SRCNAT: Final = 100
 # its way in, cleared where it leaves. Kube-proxy's bit, so that what knows it keeps working.
 SERVICES_MASQUERADE_MARK: Final = 0x4000
 
+# With --service-proxy ipvs: the first packet of a connection from within the cluster to an external
+# address with policy Local has the mark of a virtual server of its own, 0x5-------, instead of
+# whatever it had. IPVS compares the whole mark, so the masquerade bit is never set in it.
+IPVS_MARK_BASE: Final = 0x50000000
+IPVS_MARK_MASK: Final = 0xF0000000 | SERVICES_MASQUERADE_MARK
+
 MASQUERADE: Final = Hook(
     "cni", "inet", MASQUERADE_TABLE, "postrouting", "postrouting", "nat", SRCNAT
 )
@@ -51,10 +60,11 @@ KUBENET_DEDUP: Final = Hook("cni", "bridge", KUBENET_TABLE, "output", "output", 
 IMPAIR: Final = Hook("lab", "bridge", IMPAIR_TABLE, "forward", "forward", "filter", -200)
 
 
-def _services(chain: str, hook: str, kind: str, priority: int) -> tuple[Hook, ...]:
+def _services(
+    chain: str, hook: str, kind: str, priority: int, table: str = SERVICES_TABLE
+) -> tuple[Hook, ...]:
     return tuple(
-        Hook("services", family, SERVICES_TABLE, chain, hook, kind, priority)
-        for family in ("ip", "ip6")
+        Hook("services", family, table, chain, hook, kind, priority) for family in ("ip", "ip6")
     )
 
 
@@ -77,5 +87,27 @@ TRACE: Final = tuple(
     for family in ("ip", "ip6")
     for hook in ("prerouting", "output")
 )
+# With --service-proxy iptables, instead of SERVICES; of legacy iptables nft shows nothing.
+IPTABLES: Final = tuple(
+    Hook("services", family, kind, hook.upper(), hook, kind, priority)
+    for family in ("ip", "ip6")
+    for hook, kind, priority in (
+        ("prerouting", "nat", DSTNAT),
+        ("input", "filter", FILTER),
+        ("forward", "filter", FILTER),
+        ("output", "nat", DSTNAT),
+        ("output", "filter", FILTER),
+        ("postrouting", "nat", SRCNAT),
+    )
+)
+# With --service-proxy ipvs, instead of SERVICES. IPVS itself is at input 99, output -98 and forward
+# 100: behind the chains that judge, and its packets leave through postrouting.
+IPVS: Final = (
+    *_services("prerouting", "prerouting", "nat", DSTNAT, IPVS_TABLE),
+    *_services("output", "output", "nat", DSTNAT, IPVS_TABLE),
+    *_services("postrouting", "postrouting", "nat", SRCNAT, IPVS_TABLE),
+    *_services("forward", "forward", "filter", FILTER, IPVS_TABLE),
+    *_services("leaving", "output", "filter", FILTER, IPVS_TABLE),
+)
 
-HOOKS: Final = (MASQUERADE, KUBENET_DEDUP, IMPAIR, *SERVICES, *TRACE)
+HOOKS: Final = (MASQUERADE, KUBENET_DEDUP, IMPAIR, *SERVICES, *TRACE, *IPTABLES, *IPVS)

@@ -35,7 +35,7 @@ from podwire.lab import links, wire
 from podwire.lab.childoutput import redirect_to_cri_log, redirect_to_log
 from podwire.lab.fabric import Fabric
 from podwire.lab.paths import LabPaths
-from podwire.lab.spec import LabSpec, NodeSpec, PublishSpec
+from podwire.lab.spec import ROUTER, LabSpec, NodeSpec, PublishSpec
 
 _LOG = logging.getLogger("podwire.holder")
 
@@ -91,11 +91,14 @@ class Published:
 
 @dataclass
 class Component:
-    """One supervised process. `entry` is "module:function", called with a `Context`."""
+    """One supervised process. `entry` is "module:function", called with a `Context`.
+
+    `host` is the host of the fabric in whose namespace it runs; without one it is the lab's."""
 
     name: str
     entry: str
     node: NodeSpec | None = None
+    host: str = ""
     published: Published | None = None
     pid: int = 0
     started: float = 0.0
@@ -185,6 +188,8 @@ class Holder:
         self.report("imports")
         self._add(Component("apiserver", "podwire.lab.components:apiserver"))
         self._add(Component("controllers", "podwire.lab.components:controllers"))
+        if self.spec.load_balancer == "bgp":
+            self._add(Component("router", "podwire.lab.router:main", host=ROUTER))
         for node in self.spec.nodes:
             self._add_node_components(node)
         for entry in self.spec.publish:
@@ -197,8 +202,9 @@ class Holder:
 
     def _add_node_components(self, node: NodeSpec) -> None:
         self.paths.node(node.name).mkdir(mode=0o700, exist_ok=True)
-        self._add(Component(f"standin-{node.name}", "podwire.lab.components:standin", node))
-        self._add(Component(f"agent-{node.name}", "podwire.lab.components:agent", node))
+        for kind in ("standin", "agent"):
+            entry = f"podwire.lab.components:{kind}"
+            self._add(Component(f"{kind}-{node.name}", entry, node, host=node.name))
 
     def _add_publish(self, entry: PublishSpec, listener: socket.socket) -> None:
         """One relay per port: adding another never ends connections of the first."""
@@ -231,7 +237,7 @@ class Holder:
         component.pid = self._fork(
             component.name,
             lambda: _call_entry(component.entry, self._context(component)),
-            pin=self.paths.node_pins / component.node.name if component.node else None,
+            pin=self.paths.node_pins / component.host if component.host else None,
             log=self.paths.logs / f"{component.name}.log",
         )
 

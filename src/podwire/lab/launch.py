@@ -22,6 +22,7 @@ from pathlib import Path
 
 import msgspec
 
+from podwire.agents.config import ServiceProxy
 from podwire.errors import (
     KernelError,
     LabError,
@@ -32,7 +33,7 @@ from podwire.errors import (
 )
 from podwire.kernel import features, guard, proc
 from podwire.kernel.files import remove_tree
-from podwire.lab import kubeconfig, wire
+from podwire.lab import kubeconfig, router, wire
 from podwire.lab.holder import HolderArguments, HolderRecord, write_spec
 from podwire.lab.paths import LabPaths, run_root
 from podwire.lab.spec import DEFAULT_NAME, LabSpec, PublishSpec, check
@@ -56,6 +57,7 @@ _FIXED = (
     "non_masquerade_cidrs",
     "load_balancer_pools",
     "internal_load_balancer_pools",
+    "load_balancer",
     "max_pods",
     "probe_delays",
     "state_dir",
@@ -149,6 +151,7 @@ def remembered(name: str, state_dir: str) -> LabSpec | None:
 def up(spec: LabSpec, progress: Progress = lambda _: None) -> bool:
     """Make the lab run as `spec` says; True when it was built, False when it ran already."""
     check(spec)
+    router.check_programs(spec)
     paths = LabPaths.of(spec.name)
     with _locked(paths):
         if holder_of(paths) is not None:
@@ -216,10 +219,14 @@ def _clear_leftovers(paths: LabPaths) -> None:
         leftover.unlink(missing_ok=True)
 
 
+_SERVICE_PROXY_NEEDS: dict[ServiceProxy, str] = {"iptables": "iptables", "ipvs": "ipvs"}
+
+
 def _check_service_proxy(spec: LabSpec) -> None:
     """Before anything is built: an agent could only say so in its log."""
-    if spec.service_proxy == "iptables" and not features.probe().iptables:
-        raise UnsupportedError(f"lab {spec.name}: {features.EXPLAIN['iptables']}")
+    needed = _SERVICE_PROXY_NEEDS.get(spec.service_proxy)
+    if needed is not None and needed in features.probe().missing():
+        raise UnsupportedError(f"lab {spec.name}: {features.EXPLAIN[needed]}")
 
 
 def _launch(paths: LabPaths, spec: LabSpec, progress: Progress) -> None:

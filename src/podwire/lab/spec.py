@@ -21,7 +21,7 @@ from typing import Literal
 
 import msgspec
 
-from podwire.agents.config import ServiceConfig, ServiceProxy
+from podwire.agents.config import BgpConfig, ServiceConfig, ServiceProxy
 from podwire.cni.config import (
     VXLAN_OVERHEAD,
     Address,
@@ -36,6 +36,7 @@ from podwire.lab.paths import check_name, is_name
 from podwire.services.pools import Pools, make_pools
 
 IpFamily = Literal["ipv4", "ipv6", "dual"]
+Announcing = Literal["l2", "bgp"]
 ProbeDelays = Literal["standin", "manifest"]
 
 DEFAULT_NAME = "podwire"
@@ -115,6 +116,7 @@ class LabSpec(msgspec.Struct, frozen=True, kw_only=True):
     non_masquerade_cidrs: tuple[str, ...] = ()
     load_balancer_pools: tuple[str, ...] = ()
     internal_load_balancer_pools: tuple[str, ...] = ()
+    load_balancer: Announcing = "l2"
     publish: tuple[PublishSpec, ...] = ()
     probe_delays: ProbeDelays = "standin"
     max_pods: int = 1000
@@ -164,7 +166,12 @@ class LabSpec(msgspec.Struct, frozen=True, kw_only=True):
             service_cidrs=self.service_networks(),
             backend=self.service_proxy,
             pools=self.pools(),
+            bgp=self.bgp_config() if self.load_balancer == "bgp" else None,
         )
+
+    def bgp_config(self) -> BgpConfig:
+        """The lab's router is every node's peer."""
+        return BgpConfig(self.host_addresses(self.router_number))
 
     def pools(self) -> Pools:
         """Load balancer addresses; of each pool, ranges given replace the defaults."""

@@ -14,7 +14,7 @@ import msgspec
 from msgspec import Struct
 
 from podwire import __version__
-from podwire.client import Api, Change, Informer
+from podwire.client import Api, Change, Informer, PatchType
 from podwire.errors import AlreadyExistsError, ApiError, NodeRemovedError, NotFoundError
 from podwire.objects import kinds
 from podwire.objects.core import Node
@@ -99,6 +99,16 @@ def render_node_status(
     }
 
 
+def status_patch(status: JsonObject) -> JsonObject:
+    """The strategic merge patch that writes `status`.
+
+    Conditions of others (NetworkUnavailable, PathMTU) stay beside the kubelet's. Addresses are
+    replaced: their merge key is the type, and a dual-stack node has two of type InternalIP
+    (k/k component-helpers/node/util/status.go, fixupPatchForNodeStatusAddresses).
+    """
+    return {"status": {**status, "addresses": [*status["addresses"], {"$patch": "replace"}]}}
+
+
 def _condition(kind: str, status: str, reason: str, message: str, now: str) -> JsonObject:
     return {
         "type": kind,
@@ -154,7 +164,10 @@ class NodeRegistration:
             except AlreadyExistsError:
                 node = await self._api.get(kinds.NODE, name)
         self.uid = node.metadata.uid
-        self.node = await self.report(not_ready)
+        # An agent of this life of the lab was ready: its network stands, and its pods' endpoints
+        # must not leave their Services because another took its place.
+        stands = node.ready and self._was_registered()
+        self.node = await self.report("" if stands else not_ready)
         self._remember()
         return self.node
 
@@ -168,7 +181,11 @@ class NodeRegistration:
         now = format_time(dt.datetime.now(dt.UTC))
         status = render_node_status(self._config, self._runtime_version, now, not_ready)
         return await self._api.patch(
-            kinds.NODE, self._config.node_name, {"status": status}, subresource="status"
+            kinds.NODE,
+            self._config.node_name,
+            status_patch(status),
+            subresource="status",
+            patch_type=PatchType.STRATEGIC,
         )
 
     def _was_registered(self) -> bool:

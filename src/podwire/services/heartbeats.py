@@ -86,15 +86,18 @@ class Liveness:
     def __init__(self) -> None:
         self._peers: dict[str, _Peer] = {}
         self._names: dict[bytes, str] = {}
+        self._former: dict[str, tuple[float, _Peer]] = {}
 
     def expect(self, names: Iterable[str], now: float) -> None:
-        """These are the others. One that is new counts as alive until it was silent for long
+        """These are the others now. One that is new counts as alive until it was silent for long
         enough: who has just started knows nothing, and must not take what others have."""
         wanted = set(names)
         for name in self._peers.keys() - wanted:
-            del self._peers[name]
+            self._former[name] = (now, self._peers.pop(name))
         for name in wanted - self._peers.keys():
-            self._peers[name] = _Peer(now, now)
+            since, peer = self._former.pop(name, (float("-inf"), _Peer(now, now)))
+            # Who left for a moment is not reborn by it; who was away longer had nothing to say.
+            self._peers[name] = peer if now - since < DEAD_AFTER_S else _Peer(now, now)
         self._names = {digest(name): name for name in self._peers}
 
     def restart(self, now: float) -> None:

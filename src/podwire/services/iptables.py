@@ -9,6 +9,7 @@
             SEP  mark a pod that meets itself, remember the client, DNAT
             POSTROUTING       -> POSTROUTING: what is marked is masqueraded
     filter  INPUT, FORWARD, OUTPUT -> SERVICES: REJECT or DROP what nat had no endpoint for
+            then, at an address of the service CIDR -> VIPS: REJECT at a cluster IP; else DROP
 
 Chains of the whole node begin with `PODWIRE-`, those of one Service port with `PW-` and a hash of
 it; nobody else's are touched, and in a built-in chain there is one jump. Rules are written exactly
@@ -42,6 +43,7 @@ FORWARD: Final = "PODWIRE-FORWARD"
 POSTROUTING: Final = "PODWIRE-POSTROUTING"
 MARK_MASQ: Final = "PODWIRE-MARK-MASQ"
 OFF_CLUSTER: Final = "PODWIRE-OFF-CLUSTER"
+VIPS: Final = "PODWIRE-VIPS"
 PREFIXES: Final = ("PODWIRE-", "PW-")
 
 JUMPS: Final[dict[Table, dict[str, str]]] = {
@@ -111,10 +113,11 @@ class Rendered:
     services: list[str] = field(default_factory=list)
     node_ports: list[str] = field(default_factory=list)
     leftovers: list[str] = field(default_factory=list)
+    vips: list[str] = field(default_factory=list)
 
     @property
     def shared(self) -> tuple[list[str], ...]:
-        return self.services, self.node_ports, self.leftovers
+        return self.services, self.node_ports, self.leftovers, self.vips
 
 
 @dataclass(frozen=True)
@@ -179,6 +182,11 @@ class _GroupWriter:
             chain = NODEPORTS if at_node else SERVICES
             rules.append(self._to_frontend(chain, frontend, _ROLES[frontend.role], target))
         self._leftovers(frontend, target)
+        if frontend.exclusive:
+            self._to.vips.append(
+                f'-A {VIPS} -d {_host(frontend.key.ip)} -m comment --comment "no such port" '
+                f"-j {_REJECT[self._node.version]}\n"
+            )
 
     def _to_frontend(
         self, chain: str, frontend: Frontend, comment: str, target: str, source: str = ""
@@ -229,7 +237,7 @@ class _GroupWriter:
     def _cluster_clients(self) -> Iterator[tuple[str, str, str]]:
         for cidr in self._node.cluster_cidrs:
             yield f"-s {cidr} ", "", "pod"
-        yield "", "-m addrtype --src-type LOCAL ", "the node's"
+        yield "", "-m addrtype --src-type LOCAL ", "node"
 
     def _firewall(self, frontend: Frontend, target: str) -> str:
         """loadBalancerSourceRanges: others come back and end in the filter table."""
@@ -416,10 +424,15 @@ def render_nat_base(node: Node, groups: Iterable[Rendered]) -> Chains:
 
 def render_filter_base(node: Node, groups: Iterable[Rendered]) -> Chains:
     """The chains of `filter` that all groups share."""
-    leftovers = [rule for group in groups for rule in group.leftovers]
+    leftovers: list[str] = []
+    vips: set[str] = set()
+    for group in groups:
+        leftovers += group.leftovers
+        vips.update(group.vips)
     chains = {
+        VIPS: "".join(sorted(vips)),
         # What has an endpoint is through; only the others are looked up.
-        SERVICES: "".join([f"-A {SERVICES} -m conntrack --ctstate DNAT -j RETURN\n", *leftovers])
+        SERVICES: "".join([f"-A {SERVICES} -m conntrack --ctstate DNAT -j RETURN\n", *leftovers]),
     }
     for chain in (INPUT, FORWARD, OUTPUT):
         rules = [f"-A {chain} -m conntrack --ctstate NEW -j {SERVICES}\n"]
@@ -427,9 +440,10 @@ def render_filter_base(node: Node, groups: Iterable[Rendered]) -> Chains:
             # Not translated, an answer would reach its client with the pod's address and kill the
             # connection (k/k#74839).
             rules.insert(0, f"-A {chain} -m conntrack --ctstate INVALID -j DROP\n")
-        rules += [
-            f'-A {chain} -d {cidr} -m comment --comment "no Service there" -j DROP\n'
-            for cidr in node.service_cidrs
-        ]
+        for cidr in node.service_cidrs:
+            rules += [
+                f"-A {chain} -d {cidr} -m conntrack --ctstate NEW -j {VIPS}\n",
+                f'-A {chain} -d {cidr} -m comment --comment "no Service there" -j DROP\n',
+            ]
         chains[chain] = "".join(rules)
     return chains

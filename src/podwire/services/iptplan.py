@@ -16,6 +16,7 @@ starts from what iptables-save prints instead.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Final, TypeAlias
 
@@ -171,20 +172,32 @@ def render_changes(former: Mapping[Table, Former], tables: Tables) -> str:
 
 
 def _filter_steps(former: Former, chains: Chains) -> tuple[str, str]:
-    """Before nat and after it: new verdicts early, former ones late."""
-    old = (former.get(ipt.SERVICES) or "").splitlines(keepends=True)
-    new = chains.get(ipt.SERVICES, "").splitlines(keepends=True)
-    kept = set(new)
-    late = [rule for rule in old if rule not in kept]
-    if not late:
-        return _render_table("filter", former, chains), ""
-    if kept <= set(old):
-        return "", _render_table("filter", former, chains)
+    """Before nat and after it: new verdicts early, former ones late.
+
+    An address refuses its other ports only while nat has the ones it serves.
+    """
     between = {name: rules for name, rules in former.items() if rules is not None}
     between |= {name: chains[name] for name in former if name in chains}
-    between[ipt.SERVICES] = "".join([*new, *late])
+    if ipt.SERVICES in former:
+        between[ipt.SERVICES] = _both(former[ipt.SERVICES] or "", chains.get(ipt.SERVICES, ""))
+    if ipt.VIPS in former:
+        wanted = set(_lines(chains.get(ipt.VIPS, "")))
+        between[ipt.VIPS] = "".join(r for r in _lines(former[ipt.VIPS] or "") if r in wanted)
     then = {name: between.get(name) for name in former}
     return _render_table("filter", former, between), _render_table("filter", then, chains)
+
+
+def _lines(rules: str) -> list[str]:
+    return rules.splitlines(keepends=True)
+
+
+def _both(former: str, wanted: str) -> str:
+    """Rules that hold for what nat had and for what it will have."""
+    old, new = _lines(former), _lines(wanted)
+    if set(new) <= set(old):
+        return former
+    kept = set(new)
+    return "".join([*new, *(rule for rule in old if rule not in kept)])
 
 
 def _render_table(table: Table, former: Former, chains: Chains) -> str:
@@ -193,19 +206,34 @@ def _render_table(table: Table, former: Former, chains: Chains) -> str:
     if not changed:
         return ""
     jumps = [name for name in changed if not ipt.is_ours(name)]
-    ours = [name for name in changed if ipt.is_ours(name)]
-    gone = [name for name in ours if name not in chains]
-    lines = [f"*{table}\n", *(f":{name} - [0:0]\n" for name in ours)]
-    lines += [chains[name] for name in ours if name in chains]
+    edited = [name for name in changed if _is_edited(name, former, chains)]
+    whole = [name for name in changed if ipt.is_ours(name) and name not in edited]
+    gone = [name for name in whole if name not in chains]
+    lines = [f"*{table}\n", *(f":{name} - [0:0]\n" for name in whole)]
+    lines += [chains[name] for name in whole if name in chains]
+    for name in edited:
+        lines += _edit(former[name] or "", chains[name])
     for name in jumps:
         lines += _jump_changes(name, former[name] or "", chains.get(name, ""))
     lines += [f"-X {name}\n" for name in gone]
     return "".join([*lines, "COMMIT\n"])
 
 
+def _is_edited(name: str, former: Former, chains: Chains) -> bool:
+    """The order of VIPS is nothing to anybody, so a rule may come and go alone."""
+    return name == ipt.VIPS and former[name] is not None and name in chains
+
+
+def _edit(former: str, wanted: str) -> Iterator[str]:
+    old, new = Counter(_lines(former)), Counter(_lines(wanted))
+    for rule in (old - new).elements():
+        yield f"-D {rule.removeprefix('-A ')}"
+    yield from (new - old).elements()
+
+
 def _jump_changes(chain: str, former: str, wanted: str) -> Iterator[str]:
     """In a built-in chain only our own rules come and go; ours is the first."""
-    rules = former.splitlines(keepends=True)
+    rules = _lines(former)
     if wanted in rules:
         rules.remove(wanted)
     elif wanted:
@@ -227,4 +255,6 @@ def parse_save(text: str) -> Chains:
             rule = _RULE.match(line)
             if ipt.is_ours(name) or (rule is not None and ipt.is_ours(rule[2])):
                 found.setdefault(name, []).append(line)
+    if ipt.VIPS in found:
+        found[ipt.VIPS].sort()
     return {name: "".join(rules) for name, rules in found.items()}

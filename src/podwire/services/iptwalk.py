@@ -86,7 +86,10 @@ class CompiledTables:
                     continue
                 verdicts.add("dnat")
                 shares[state.backend] = shares.get(state.backend, 0.0) + state.share
-                for left in self._hook("nat", "POSTROUTING", [state]):
+                # What is delivered here passes no postrouting, unless it was sent here too.
+                stays = state.destination in self._local and not packet.from_node
+                leaving = [state] if stays else self._hook("nat", "POSTROUTING", [state])
+                for left in leaving:
                     hides = left.verdict == "masquerade"
                     assert hidden.setdefault(state.backend, hides) == hides, left.path
                     path = path or left.path

@@ -2,7 +2,7 @@
 
     traffic      connections, packets, bytes per Service
     errors       connections that met no endpoint, drops by reason, flows without an answer
-    latency      from an event of the API to the kernel; handshakes of clients on this node
+    latency      from an event of the API to the kernel; round trips of clients on this node
     saturation   conntrack table and map sizes beside their limits
 
 One Service is one label set, whatever the number of its addresses, so a page has about seven lines
@@ -12,7 +12,7 @@ per Service that was ever used; endpoints are listed only when asked for.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from podwire.objects.meta import Key
@@ -26,7 +26,11 @@ _PREFIX = "podwire_service"
 
 @dataclass(frozen=True)
 class NodeNumbers:
-    """What a node knows; `frontends` are those in force."""
+    """What a node knows; `frontends` are those in force.
+
+    `counted` is False where the back end counts no connections: then conntrack's flows stand for
+    them, those that met no endpoint are unknown.
+    """
 
     frontends: Mapping[FrontendKey, Frontend]
     counts: Mapping[FrontendKey, Counts] = field(default_factory=dict)
@@ -42,6 +46,8 @@ class NodeNumbers:
     refused: int = 0
     revision: int = 0
     latency: Histogram = field(default_factory=Histogram)
+    counted: bool = True
+    rtts_us: Mapping[FrontendKey, Sequence[int]] = field(default_factory=dict)
 
 
 @dataclass
@@ -64,6 +70,7 @@ def render_metrics(numbers: NodeNumbers, *, endpoints: bool = False) -> str:
         "From an event of a Service or its EndpointSlices to the kernel.",
         numbers.latency,
     )
+    _round_trips(page, numbers)
     _saturation(page, numbers)
     if endpoints:
         page.add(
@@ -81,11 +88,12 @@ def _sum_up(numbers: NodeNumbers) -> Iterator[tuple[Key, _Sums]]:
     for key, frontend in numbers.frontends.items():
         row = sums[frontend.service]
         counts = numbers.counts.get(key, NO_COUNTS)
-        row.accepted += counts.accepted
+        traffic = numbers.traffic.get(key, Traffic())
+        row.accepted += counts.accepted if numbers.counted else traffic.flows
         row.refused += counts.refused
         row.live += numbers.live_flows.get(key, 0)
         row.endpoints = max(row.endpoints, len(frontend.internal or frontend.backends))
-        row.traffic += numbers.traffic.get(key, Traffic())
+        row.traffic += traffic
     return iter(sorted(sums.items()))
 
 
@@ -133,7 +141,7 @@ def _errors(page: Page, sums: Mapping[Key, _Sums], numbers: NodeNumbers) -> None
         f"{_PREFIX}_refused_connections_total",
         "counter",
         "Packets that would have opened a connection and met no endpoint.",
-        ((_labels(key), row.refused) for key, row in used),
+        ((_labels(key), row.refused) for key, row in used if numbers.counted),
     )
     page.add(
         f"{_PREFIX}_unanswered_connections_total",
@@ -158,6 +166,25 @@ def _errors(page: Page, sums: Mapping[Key, _Sums], numbers: NodeNumbers) -> None
         "counter",
         "Ended connections whose packets and bytes were not counted.",
         [({}, numbers.lost_flows)],
+    )
+
+
+def _round_trips(page: Page, numbers: NodeNumbers) -> None:
+    """Open connections only: one that came and went between two scrapes was never seen."""
+    by_service: dict[Key, list[int]] = defaultdict(list)
+    for key, rtts in numbers.rtts_us.items():
+        if key in numbers.frontends:
+            by_service[numbers.frontends[key].service] += rtts
+    found = [(key, sorted(rtts)) for key, rtts in sorted(by_service.items())]
+    page.add(
+        f"{_PREFIX}_rtt_seconds",
+        "gauge",
+        "Smallest round trip of pods' open connections through the Service (tcp_info min_rtt).",
+        (
+            (_labels(key, quantile=f"{q:g}"), rtts[min(len(rtts) - 1, int(q * len(rtts)))] / 1e6)
+            for key, rtts in found
+            for q in (0.5, 0.99)
+        ),
     )
 
 

@@ -42,6 +42,8 @@ PROTOCOL_NAMES: Final = {number: name for name, number in PROTOCOLS.items()}
 
 PROXY_NAME_LABEL: Final = "service.kubernetes.io/service-proxy-name"
 HEADLESS_LABEL: Final = "service.kubernetes.io/headless"
+SCHEDULER_ANNOTATION: Final = "networking.podwire.dev/ipvs-scheduler"
+SCHEDULERS: Final = ("rr", "wrr", "lc", "wlc", "sh", "dh", "mh", "sed", "nq")
 BALANCING_ANNOTATION: Final = "networking.podwire.dev/balancing"
 WEIGHTS_ANNOTATION: Final = "networking.podwire.dev/weights"
 DEFAULT_AFFINITY_S: Final = 10800
@@ -70,6 +72,7 @@ class Frontend:
     `ranges`       client addresses allowed, as disjoint (first, last) pairs; None allows all
     `weights`      by packed backend address; absent means 1
     `exclusive`    the address is a Service's alone: its other ports refuse connections
+    `scheduler`    what IPVS is to choose by, where the Service says so; "" leaves it to `balancing`
     """
 
     key: FrontendKey
@@ -85,6 +88,7 @@ class Frontend:
     ranges: tuple[tuple[bytes, bytes], ...] | None = None
     weights: Mapping[bytes, int] | None = None
     exclusive: bool = False
+    scheduler: str = ""
 
 
 @dataclass(frozen=True)
@@ -201,6 +205,7 @@ def _compile_port(
     building.local_ready = max(building.local_ready, chosen.local_ready)
     affinity = _affinity_s(service)
     balancing = _balancing(building)
+    scheduler = _scheduler(building)
     building.frontends.append(
         Frontend(
             FrontendKey(cluster_ip, protocol, port.port),
@@ -213,6 +218,7 @@ def _compile_port(
             balancing=balancing,
             weights=weights,
             exclusive=True,
+            scheduler=scheduler,
         )
     )
     for key, role, ranges in external:
@@ -231,6 +237,7 @@ def _compile_port(
                 ranges=ranges,
                 weights=weights,
                 exclusive=role == "LoadBalancer" and node.owns(key.ip),
+                scheduler=scheduler,
             )
         )
 
@@ -289,6 +296,16 @@ def _balancing(building: _Building) -> Balancing:
             f"annotation {BALANCING_ANNOTATION}: {text!r} is none of random, maglev, maglev-source"
         )
     return "random"
+
+
+def _scheduler(building: _Building) -> str:
+    text = building.service.metadata.annotations.get(SCHEDULER_ANNOTATION, "")
+    if text and text not in SCHEDULERS:
+        building.problems.append(
+            f"annotation {SCHEDULER_ANNOTATION}: {text!r} is none of {', '.join(SCHEDULERS)}"
+        )
+        return ""
+    return text
 
 
 def parse_weights(

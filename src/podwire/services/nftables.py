@@ -393,10 +393,13 @@ def _base_chains(words: Words) -> dict[str, list[str]]:
 
 
 def render_ranges(
-    version: int, service_cidrs: Iterable[Network], cluster_cidrs: Iterable[Network]
+    version: int,
+    service_cidrs: Iterable[Network],
+    cluster_cidrs: Iterable[Network],
+    table: str = TABLE,
 ) -> str:
     """The two sets of ranges, replaced in one transaction."""
-    table = f"{FAMILY_NAMES[version]} {TABLE}"
+    table = f"{FAMILY_NAMES[version]} {table}"
     lines = []
     for name, networks in ((SERVICE_CIDRS, service_cidrs), (CLUSTER_CIDRS, cluster_cidrs)):
         lines.append(f"flush set {table} {name}")

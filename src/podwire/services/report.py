@@ -69,7 +69,11 @@ class ServiceReport(View):
 
 
 class NodeReport(View):
-    """Everything of one node. Every change up to `revision` it was told of is in the kernel."""
+    """Everything of one node. Every change up to `revision` it was told of is in the kernel.
+
+    `pools` are (first, last) load balancer addresses that belong to Services alone; `announced` are
+    those the network is told to send here.
+    """
 
     node: str
     revision: int = 0
@@ -80,6 +84,8 @@ class NodeReport(View):
     external_ips: bool = False
     service_cidrs: tuple[str, ...] = ()
     cluster_cidrs: tuple[str, ...] = ()
+    pools: tuple[tuple[str, str], ...] = ()
+    announced: tuple[str, ...] = ()
     mended: int = 0
     flows_deleted: dict[str, int] = {}
     services: tuple[ServiceReport, ...] = ()

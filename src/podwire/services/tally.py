@@ -16,14 +16,14 @@ from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
 
 from podwire.kernel.nfcounters import Counted
-from podwire.kernel.nfpack import Key, Verdict
+from podwire.kernel.nfpack import Key
 from podwire.services import nftables as nf
 from podwire.services.model import FrontendKey
 from podwire.services.report import Counts
 
 COUNTING = (nf.SERVICES, nf.ENDPOINTS, nf.BACKENDS_BY_ID)
 """The maps whose elements count."""
-_UNSERVED = (f"goto {nf.REFUSE}", f"goto {nf.NOBODY_LOCAL}")
+_UNSERVED = frozenset(nf.pack_index(nf.chain_code(name)) for name in (nf.REFUSE, nf.NOBODY_LOCAL))
 
 Live = Mapping[str, Mapping[Key, Counted]]
 """Elements by set name."""
@@ -37,8 +37,7 @@ class _Row:
 
     def add(self, name: str, counted: Counted) -> None:
         if name == nf.SERVICES:
-            unserved = isinstance(counted.data, Verdict) and str(counted.data) in _UNSERVED
-            if unserved:
+            if counted.data in _UNSERVED:
                 self.refused += counted.packets
             else:
                 self.accepted += counted.packets

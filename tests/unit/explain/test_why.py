@@ -339,6 +339,16 @@ def test_a_node_that_cannot_be_asked_leaves_the_question_open() -> None:
     assert "unknown" in text_of(found, "programmed")
 
 
+def test_another_back_end_means_the_same_by_rules_of_its_own() -> None:
+    other = msgspec.structs.replace(report(), backend="iptables")
+    found = ask(world(WEB, E1, reports={"node-1": other}))
+    assert found.expected == "allowed"
+    assert any("-j DNAT --to-destination 10.244.1.2:8080" in rule for rule in found.rules)
+    refused = ask(world(WEB, E1, reports={"node-1": other}), to="svc/web:81")
+    assert refused.expected == "refused"
+    assert "REJECT" in refused.rules[-1]
+
+
 def test_another_service_has_the_address() -> None:
     lb: dict[str, Any] = {"type": "LoadBalancer", "ingress": [{"ip": "172.30.0.200"}]}
     mine = make_service(selector={"app": "web"}, **lb)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import socket
 
 import msgspec
@@ -11,7 +12,6 @@ from service_worlds import compiled, make_service, make_slice
 from podwire.kernel import flows
 from podwire.kernel.flows import Flow
 from podwire.kernel.nfcounters import Counted
-from podwire.kernel.nfpack import Goto
 from podwire.objects.meta import Key
 from podwire.services import nftables as nf
 from podwire.services.endpoints import Backend
@@ -27,12 +27,16 @@ BASE = nf.pack_key(VIP)
 ONE, TWO = (Backend(socket.inet_aton(f"10.244.1.{n}"), 8080) for n in (2, 3))
 
 
+def number(chain: str) -> bytes:
+    return nf.pack_index(nf.chain_code(chain))
+
+
 def served(packets: int) -> dict[bytes | tuple[bytes, bytes], Counted]:
-    return {BASE: Counted(Goto("lb-2"), packets, 60 * packets)}
+    return {BASE: Counted(number("lb-2"), packets, 60 * packets)}
 
 
 def unserved(packets: int) -> dict[bytes | tuple[bytes, bytes], Counted]:
-    return {BASE: Counted(Goto(nf.REFUSE), packets, 60 * packets)}
+    return {BASE: Counted(number(nf.REFUSE), packets, 60 * packets)}
 
 
 def endpoint(
@@ -180,6 +184,7 @@ def numbers() -> NodeNumbers:
         lost_flows=6,
         mended=1,
         revision=42,
+        rtts_us={VIP: [100, 250, 4000]},
     )
 
 
@@ -195,6 +200,8 @@ def numbers() -> NodeNumbers:
         'podwire_service_dropped_packets_total{reason="source-ranges"} 4',
         'podwire_service_flows_deleted_total{reason="endpoint gone"} 5',
         'podwire_service_map_elements{map="services"} 2',
+        'podwire_service_rtt_seconds{namespace="ns1",service="web",quantile="0.5"} 0.000250',
+        'podwire_service_rtt_seconds{namespace="ns1",service="web",quantile="0.99"} 0.004000',
         "podwire_conntrack_entries 9",
         "podwire_conntrack_limit 100",
         "podwire_service_lost_flow_events_total 6",
@@ -214,6 +221,12 @@ def test_idle_services_and_endpoints_are_no_lines_unless_asked_for() -> None:
         'podwire_service_endpoint_connections_total{namespace="ns1",service="web",'
         'frontend="TCP 10.96.0.1:80",endpoint="10.244.1.2:8080"} 7'
     ) in lines
+
+
+def test_flows_stand_for_connections_where_nobody_counts_them() -> None:
+    page = render_metrics(dataclasses.replace(numbers(), counts={}, counted=False))
+    assert 'podwire_service_connections_total{namespace="ns1",service="web"} 3' in page
+    assert "refused_connections" not in page
 
 
 def test_every_family_says_what_it_is() -> None:

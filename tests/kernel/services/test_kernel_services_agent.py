@@ -1,0 +1,138 @@
+"""The agent when the kernel says no: one Service keeps what it had, the others go on."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+from service_net import Ask, ServiceNet
+from service_rows import CLUSTER_IP, ep
+from service_worlds import CLUSTER_CIDRS, NODE, SERVICE_CIDRS, make_service, make_slice
+
+from podwire.agents.config import ServiceConfig
+from podwire.agents.servicekernel import NftablesBackend, Ranges
+from podwire.agents.services import ServiceAgent
+from podwire.client import Api, Change, Endpoint, Informer
+from podwire.errors import KernelError
+from podwire.objects import kinds
+from podwire.objects.core import Node, Service
+from podwire.objects.discovery import SERVICE_NAME_LABEL, EndpointSlice
+from podwire.objects.meta import Key
+from podwire.services import nftables as nf
+from podwire.services.claims import Claims, Owner
+
+OTHER_IP = "10.96.0.2"
+WEB, OTHER = Owner("Service", Key("ns1", "web")), Owner("Service", Key("ns1", "other"))
+
+
+class Refusing(NftablesBackend):
+    """A kernel that has no room for a Service with more than one backend."""
+
+    def __init__(self, claims: Claims) -> None:
+        super().__init__((4,), claims)
+        self._owned = claims
+
+    def commit(self) -> None:
+        if any(len(f.backends) > 1 for f in self._owned.frontends.values()):
+            raise KernelError("nf_tables: no room", errno=12)
+        super().commit()
+
+
+class Agent(ServiceAgent):
+    """Told what there is by the test instead of by an API; what it would tell is kept."""
+
+    def __init__(self, refusing: bool) -> None:
+        api = Api(Endpoint(unix_socket=Path("/run/nobody.sock")))
+        nodes: Informer[Node] = Informer(api, kinds.NODE)
+        config = ServiceConfig((4,), CLUSTER_CIDRS, SERVICE_CIDRS)
+        super().__init__(api, "node-1", config, nodes)
+        self.view = NODE
+        self.known: dict[Key, Service] = {}
+        self.services.objects = self.known
+        self.told: list[tuple[str, str]] = []
+        if refusing:
+            self.backend.close()
+            self.backend = Refusing(self.claims)
+        self.backend.open(Ranges(SERVICE_CIDRS, CLUSTER_CIDRS))
+
+    def _spawn_event(self, service: Service, reason: str, message: str) -> None:
+        self.told.append((reason, message))
+
+    def have(self, service: Service, *hosts: str) -> None:
+        self.known[service.key] = service
+        piece = make_slice(*map(ep, hosts), name=service.metadata.name)
+        piece.metadata.labels[SERVICE_NAME_LABEL] = service.metadata.name
+        change: Change[EndpointSlice] = Change(None, piece)
+        self._slice_changed(change)
+
+    def work(self) -> None:
+        owners = list(self._dirty)
+        self._dirty.clear()
+        self._program(owners)
+
+
+def in_loop(body: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    asyncio.run(body())
+
+
+def take_away(words: list[str]) -> None:
+    subprocess.run(words, check=True, capture_output=True)
+
+
+def hosts_of(net: ServiceNet, vip: str) -> set[str]:
+    found = net.ask([Ask("here-c", vip, 80)] * 20)
+    assert {a.verdict for a in found} == {"answered"}
+    return {a.host for a in found}
+
+
+def test_a_refused_service_keeps_what_it_had_and_is_told(scratch: Path) -> None:
+    async def body() -> None:
+        web, other = make_service(), make_service("other", clusterIP=OTHER_IP)
+        agent = Agent(refusing=True)
+        agent.have(web, "here-a")
+        agent.have(other, "here-a")
+        agent.work()
+        agent.have(web, "far-a", "far-b")
+        agent.have(other, "far-a")
+        agent.work()
+        assert hosts_of(net, CLUSTER_IP) == {"here-a"}
+        assert hosts_of(net, OTHER_IP) == {"far-a"}
+        assert agent.programmed[WEB].error
+        assert not agent.programmed[OTHER].error
+        assert [reason for reason, _ in agent.told] == ["FailedToProgram"]
+        assert "no room" in agent.told[0][1]
+        # Once the kernel takes it again, the next change is as any other.
+        agent.have(web, "far-b")
+        agent.work()
+        assert hosts_of(net, CLUSTER_IP) == {"far-b"}
+        assert not agent.programmed[WEB].error
+        agent.close()
+
+    with ServiceNet(scratch) as net:
+        in_loop(body)
+
+
+def test_what_somebody_took_away_is_put_back_by_the_next_change(scratch: Path) -> None:
+    async def body() -> None:
+        agent = Agent(refusing=False)
+        agent.have(make_service(), "here-a", "far-a")
+        agent.work()
+        element = f"{{ {CLUSTER_IP} . tcp . 80 }}"
+        words = ["nft", "delete", "element", "ip", nf.TABLE, nf.SERVICES, element]
+        take_away(words)
+        del agent.known[WEB.key]
+        agent._touch(WEB)
+        agent.work()
+        assert not agent.claims.owners
+        assert net.ask([Ask("here-c", CLUSTER_IP, 80)], patience_s=0.05)[0].verdict == "dropped"
+        agent.have(make_service(), "here-b")
+        agent.work()
+        assert hosts_of(net, CLUSTER_IP) == {"here-b"}
+        assert agent.told == []
+        agent.close()
+
+    with ServiceNet(scratch) as net:
+        in_loop(body)
