@@ -12,29 +12,26 @@ import asyncio
 import contextlib
 import logging
 import socket
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
 from podwire.client import Api
 from podwire.dns import config
-from podwire.dns.answers import Answers, Entry
+from podwire.dns.answers import Answers
 from podwire.dns.external import ExternalNames
-from podwire.dns.index import Changes, Index, PodMode, ZoneOptions
+from podwire.dns.index import Index, ZoneOptions
 from podwire.dns.listening import Listening
-from podwire.dns.metrics import Collected, Metrics
+from podwire.dns.metrics import Metrics
 from podwire.dns.plugins.autopath import search_list
 from podwire.dns.records import Zone
-from podwire.dns.seam import Client
 from podwire.dns.server import Server
-from podwire.dns.slowpath import Front, SlowPath, World
-from podwire.dns.watch import DnsWatch
+from podwire.dns.slowpath import Front, SlowPath, World, zone_options
+from podwire.dns.watch import DnsWatch, ProgrammingLatency
 from podwire.errors import UsageError
-from podwire.objects.meta import LabelSelector
 
 _LOG = logging.getLogger(__name__)
-Kept = Mapping[bytes, Entry]
 _NO_ZONE: Final = ZoneOptions(zones=())
 
 
@@ -49,35 +46,15 @@ class Surroundings:
     halt: Callable[[str], None] = print
 
 
-def zone_options(block: config.Kubernetes, addresses: tuple[str, ...]) -> ZoneOptions:
-    """The zone as a `kubernetes` directive describes it."""
-    return ZoneOptions(
-        zones=block.zones,
-        ttl_s=block.ttl,
-        pods=PodMode(block.pods),
-        endpoint_pod_names=block.endpoint_pod_names,
-        namespaces=frozenset(block.namespaces),
-        namespace_labels=block.namespace_labels or LabelSelector(),
-        labels=block.labels or LabelSelector(),
-        endpoints=not block.noendpoints,
-        ignore_empty_service=block.ignore_empty_service,
-        fallthrough=block.fallthrough,
-        local_addresses=addresses,
-    )
+class _Latency(ProgrammingLatency):
+    """From a change to its answer, on the page of metrics."""
 
+    def __init__(self, metrics: Metrics) -> None:
+        super().__init__()
+        self._metrics = metrics
 
-class Door:
-    """What the server looks into: kept answers where no plugin could want the query, and `Front`
-    for the rest."""
-
-    def __init__(self, front: Front, answers: Answers) -> None:
-        self.hot: Kept = answers.hot if front.direct else {}
-        self.cold: Kept = answers.cold if front.direct else {}
-        self.max_udp = answers.max_udp
-        self._front = front
-
-    def answer(self, query: bytes, client: Client) -> bytes | None:
-        return self._front.answer(query, client)
+    def observe(self, kind: str, seconds: float) -> None:
+        self._metrics.programmed(kind, seconds)
 
 
 class Instance:
@@ -106,8 +83,9 @@ class Instance:
             metrics=self.metrics,
         )
         self._chains = {port: SlowPath(corefile.on_port(port), world) for port in corefile.ports}
-        self.answers.on_evict(self._evict)
-        self.metrics.collectors.append(self._collect)
+        for chain in self._chains.values():
+            self.answers.on_evict(chain.evict)
+            chain.count_fast(self.answers.counts)
 
     async def start(self) -> None:
         """Serve, once synced or `startup_timeout` has passed (then SERVFAIL until it is)."""
@@ -123,6 +101,7 @@ class Instance:
         if self._around.api is None:
             raise UsageError("Corefile: `kubernetes` needs an API server")
         self._watch = DnsWatch(self._around.api, self.answers)
+        self._watch.latency = _Latency(self.metrics)
         self._tasks = [
             asyncio.create_task(self._watch.run()),
             asyncio.create_task(self._note_synced(self._watch)),
@@ -139,7 +118,7 @@ class Instance:
 
     async def _serve(self, port: int) -> None:
         chain = self._chains[port]
-        server = Server(Door(Front(self.answers, chain), self.answers), chain)
+        server = Server(Front(self.answers, chain), chain)
         addresses = list(dict.fromkeys(a for b in self.corefile.on_port(port) for a in b.bind))
         open_ones = self._around.listening.sockets
         await server.start(
@@ -157,25 +136,9 @@ class Instance:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    def _evict(self, changes: Changes) -> None:
-        """A change on the watch also ends what the chains' caches hold of it."""
-        for chain in self._chains.values():
-            if changes.everything:
-                chain.clear()
-            else:
-                chain.evict(changes.subtrees)
-
     def _search_of(self, address: str) -> Sequence[str] | None:
         """A pod's search list by its address, for `autopath`."""
         if self._settings is None:
             return None
         namespace = self.answers.zone.index.namespace_at(address)
         return search_list(namespace, self._settings.zones[0]) if namespace else None
-
-    def _collect(self) -> Iterable[Collected]:
-        """What the hot loop counted; it keeps no time, so these are in no duration."""
-        base = {"server": "dns://:53", "view": "", "zone": "cluster"}
-        for (kind, rcode), (count,) in self.answers.counts.items():
-            named = base | {"type": kind}
-            yield "coredns_dns_requests_total", "counter", named, count
-            yield "coredns_dns_responses_total", "counter", named | {"rcode": rcode}, count

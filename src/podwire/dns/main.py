@@ -114,7 +114,11 @@ class Program:
             if corefile == old.corefile:
                 return
             fresh = Instance(corefile, self._around)
-            await fresh.start()
+            try:
+                await fresh.start()
+            except BaseException:
+                await fresh.stop()
+                raise
         except (PodwireError, OSError, UnicodeDecodeError) as error:
             _LOG.error("plugin/reload: Corefile changed but reload failed: %s", error)
             return

@@ -134,8 +134,19 @@ def records(message: bytes, at: int) -> list[Record] | None:
 
 def parse_edns(message: bytes, at: int) -> Edns | None:
     """The OPT record among the additional ones; None where there is none."""
-    if message[10:12] == b"\0\0":
+    counts = message[6:12]
+    if counts[4:] == b"\0\0":
         return None
+    if counts == b"\0\0\0\0\0\1" and message[at : at + 3] == b"\0\0\x29":
+        # What nearly all queries look like: nothing but the OPT record behind the question.
+        if len(message) < at + 11:
+            return None
+        _, size, ttl, length = _RECORD.unpack_from(message, at + 1)
+        end = at + 11 + length
+        if end > len(message):
+            return None
+        version, dnssec = ttl >> 16 & 0xFF, bool(ttl & QR)
+        return Edns(max(size, 512), version, dnssec, message[at + 11 : end], at, end)
     for record in records(message, at) or ():
         if record.section == 3 and record.rtype == OPT:
             return Edns(

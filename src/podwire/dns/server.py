@@ -16,7 +16,7 @@ import contextlib
 import logging
 import socket
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -24,7 +24,7 @@ import dns.rcode
 
 from podwire.dns import wire
 from podwire.dns.answers import Entry, truncated
-from podwire.dns.seam import Client, SlowPath
+from podwire.dns.seam import Client, FastAnswers, SlowPath
 from podwire.dns.wire import MalformedError
 
 _LOG = logging.getLogger(__name__)
@@ -60,20 +60,15 @@ class Stats:
     failed: int = 0
 
 
-class Served(Protocol):
-    """What the server answers from: `Answers`, or a door before it. `hot` and `cold` are looked
-    into without asking; empty ones send everything to `answer`."""
-
-    @property
-    def hot(self) -> Mapping[bytes, Entry]: ...
-
-    @property
-    def cold(self) -> Mapping[bytes, Entry]: ...
+class Served(FastAnswers, Protocol):
+    """`Answers`, or the door in front of them (`slowpath.Front`): what the loop looks into."""
 
     @property
     def max_udp(self) -> int: ...
-
-    def answer(self, query: bytes, client: Client) -> bytes | None: ...
+    @property
+    def hot(self) -> dict[bytes, Entry]: ...
+    @property
+    def cold(self) -> dict[bytes, Entry]: ...
 
 
 class Server:

@@ -16,15 +16,18 @@ import contextlib
 import random
 import socket
 import sys
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
 from podwire.dns import config, packet
+from podwire.dns.answers import Answers, Entry
 from podwire.dns.cache import Cache
 from podwire.dns.forward import Forward, NewTransport, parse_search, upstream_addresses
-from podwire.dns.metrics import Collected, Metrics, Site
+from podwire.dns.index import Changes, PodMode, ZoneOptions
+from podwire.dns.metrics import Collected, Metrics, Site, counted, counted_type
 from podwire.dns.plugins.autopath import Autopath, SearchOf
 from podwire.dns.plugins.cache import CachePlugin, collect
 from podwire.dns.plugins.dns64 import Dns64
@@ -35,10 +38,11 @@ from podwire.dns.plugins.loadbalance import LoadBalance
 from podwire.dns.plugins.log import Log
 from podwire.dns.plugins.loop import Loop
 from podwire.dns.plugins.rewrite import Rewrite
-from podwire.dns.request import Failure, Handler, Reply, Request, name_from_text
+from podwire.dns.request import Failure, Handler, Reply, Request, name_from_text, rcode_name
 from podwire.dns.seam import Client, FastAnswers
 from podwire.dns.zones import in_zone
 from podwire.errors import PodwireError, UsageError
+from podwire.objects.meta import LabelSelector
 
 # How many names' ways (fast or chain) are remembered.
 _REMEMBERED: Final = 10_000
@@ -55,6 +59,25 @@ def _write_line(line: str) -> None:
 
 def _halt(message: str) -> None:
     raise PodwireError(message)
+
+
+def zone_options(settings: config.Kubernetes, local_addresses: Iterable[str] = ()) -> ZoneOptions:
+    """What the `kubernetes` block says, for the zone's index. Without trailing dots."""
+    zones = tuple(zone.rstrip(".") for zone in settings.zones)
+    through = settings.fallthrough
+    return ZoneOptions(
+        zones=zones,
+        ttl_s=settings.ttl,
+        pods=PodMode(settings.pods),
+        endpoint_pod_names=settings.endpoint_pod_names,
+        namespaces=frozenset(settings.namespaces),
+        namespace_labels=settings.namespace_labels or LabelSelector(),
+        labels=settings.labels or LabelSelector(),
+        endpoints=not settings.noendpoints,
+        ignore_empty_service=settings.ignore_empty_service,
+        fallthrough=None if through is None else tuple(zone.rstrip(".") for zone in through),
+        local_addresses=tuple(local_addresses) or ("127.0.0.1",),
+    )
 
 
 @dataclass(frozen=True)
@@ -196,7 +219,7 @@ def _kubernetes(block: _Block, handler: Handler, world: World, top: SlowPath) ->
     assert settings is not None
     if world.fast is None:
         return handler
-    block.kubernetes = Kubernetes(settings, world.fast, world.external, handler, top)
+    block.kubernetes = Kubernetes(settings, world.fast, world.external, handler, top, top.take)
     return block.kubernetes
 
 
@@ -246,6 +269,8 @@ class SlowPath:
         self._clock = world.clock
         port = blocks[0].port if blocks else 53
         self._blocks = [_Block(block, world, self, _server_label(block, port)) for block in blocks]
+        # Fast answers that a chain has asked for: it counts them itself. By type and code, as text.
+        self.taken: Counter[tuple[str, str]] = Counter()
         self._by_zone = {
             name_from_text(zone): block for block in self._blocks for zone in block.settings.zones
         }
@@ -258,6 +283,8 @@ class SlowPath:
     def block_of(self, name: bytes) -> _Block | None:
         """The block with the longest zone that the name (lower-case wire form) is in."""
         by_zone = self._by_zone
+        if len(by_zone) == 1 and (everything := by_zone.get(b"\0")):
+            return everything
         at = 0
         while True:
             block = by_zone.get(name[at:])
@@ -330,18 +357,26 @@ class SlowPath:
             )
         return response
 
-    def evict(self, names: Iterable[bytes]) -> None:
-        """A change on the watch: what caches hold of these names goes before the next query."""
-        names = tuple(names)
+    def evict(self, changes: Changes) -> None:
+        """A change on the watch (`Answers.on_evict`): what caches hold of it goes at once."""
         for block in self._blocks:
             for cache in block.caches:
-                cache.store.evict(names)
+                if changes.everything:
+                    cache.store.clear()
+                else:
+                    cache.store.evict(changes.subtrees)
 
-    def clear(self) -> None:
-        """Everything may have changed."""
-        for block in self._blocks:
-            for cache in block.caches:
-                cache.store.clear()
+    def count_fast(self, counts: Mapping[tuple[str, str], Sequence[int]]) -> None:
+        """Have what the receive loop answers on the page too: `counts` by type and code.
+
+        It knows neither transport nor duration of each: the labels are empty, and the histograms
+        are those of the slow path.
+        """
+        block = next((b for b in self._blocks if b.kubernetes is not None), None)
+        if block is None or block.site is None:
+            return
+        site, taken = block.site, self.taken
+        self.world.metrics.collectors.append(lambda: counted(site, counts, taken))
 
     def start(self, listening: tuple[str, int] | None = None) -> None:
         """Begin what runs beside queries; `listening` is where loop detection finds ourselves."""
@@ -375,6 +410,10 @@ class SlowPath:
                 yield from collect([cache.store for cache in block.caches], block.server)
             if block.hosts is not None:
                 yield "coredns_hosts_entries", "gauge", {}, block.hosts.entries
+
+    def take(self, qtype: int, response: bytes) -> None:
+        """A fast answer that does not reach the client as such."""
+        self.taken[counted_type(qtype), rcode_name(packet.rcode(response))] += 1
 
     # --- for the door in front ----------------------------------------------------------------
 
@@ -433,8 +472,8 @@ class SlowPath:
 class Front:
     """`FastAnswers` in front of the zone's own: it keeps back what the chain has to see.
 
-    `fast` stays as quick as it is where no plugin could interfere: then `direct` is True, and a
-    server may look into the zone's kept answers by itself.
+    `fast` stays as quick as it is where no plugin could interfere: then `direct` is True, and the
+    server looks into the zone's kept answers (`hot`, `cold`) by itself.
     """
 
     def __init__(self, fast: FastAnswers, slow: SlowPath) -> None:
@@ -443,6 +482,14 @@ class Front:
         self._guards = slow.guards
         self._logs = slow.logs
         self._ways: dict[bytes, bool] = {}
+        self.hot: dict[bytes, Entry] = {}
+        self.cold: dict[bytes, Entry] = {}
+        if isinstance(fast, Answers) and self.direct:
+            self.hot, self.cold = fast.hot, fast.cold
+
+    @property
+    def max_udp(self) -> int:
+        return packet.OWN_SIZE
 
     @property
     def direct(self) -> bool:
@@ -463,6 +510,7 @@ class Front:
             if question is not None and self._slow.answer_needs_chain(
                 question.name, query, response, client
             ):
+                self._slow.take(question.qtype, response)
                 return None
         return response
 

@@ -99,6 +99,16 @@ def render_node_status(
     }
 
 
+def status_patch(status: JsonObject) -> JsonObject:
+    """The strategic merge patch that writes `status`.
+
+    Conditions of others (NetworkUnavailable, PathMTU) stay beside the kubelet's. Addresses are
+    replaced: their merge key is the type, and a dual-stack node has two of type InternalIP
+    (k/k component-helpers/node/util/status.go, fixupPatchForNodeStatusAddresses).
+    """
+    return {"status": {**status, "addresses": [*status["addresses"], {"$patch": "replace"}]}}
+
+
 def _condition(kind: str, status: str, reason: str, message: str, now: str) -> JsonObject:
     return {
         "type": kind,
@@ -170,11 +180,10 @@ class NodeRegistration:
         """Write the node's status."""
         now = format_time(dt.datetime.now(dt.UTC))
         status = render_node_status(self._config, self._runtime_version, now, not_ready)
-        # Strategic: conditions of others (NetworkUnavailable, PathMTU) stay beside the kubelet's.
         return await self._api.patch(
             kinds.NODE,
             self._config.node_name,
-            {"status": status},
+            status_patch(status),
             subresource="status",
             patch_type=PatchType.STRATEGIC,
         )

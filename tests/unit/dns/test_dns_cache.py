@@ -7,14 +7,15 @@ import asyncio
 import dns.flags
 import dns.message
 import pytest
-from dnsfakes import POD, Bench, FakeUpstream, query, rcode, respond, show, soa
+from dns_fakes import POD, Bench, FakeUpstream, query, rcode, respond, show, soa
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
-from virtualtime import run
+from virtual_time import run
 
 from podwire.dns import config, packet
 from podwire.dns.cache import Cache, cache_key
+from podwire.dns.index import Changes
 from podwire.dns.request import name_from_text
 from podwire.dns.slowpath import Front, SlowPath
 
@@ -291,7 +292,7 @@ def test_a_denial_ends_at_once_when_the_name_comes_to_be() -> None:
             await scene.ask(name)
         before = scene.asked
         assert scene.slow is not None
-        scene.slow.evict([name_from_text("web.example.org.")])
+        scene.slow.evict(Changes(frozenset({name_from_text("web.example.org.")})))
         for name in ("web.example.org", "a.web.example.org", "example.org", "other.org"):
             await scene.ask(name)
         assert scene.asked == before + 3, "the name, below it, and the denial above it"
@@ -308,7 +309,7 @@ def test_an_answer_asked_for_before_the_change_is_not_kept_after_it() -> None:
         asking = asyncio.ensure_future(scene.ask("web.example.org"))
         await asyncio.sleep(0.5)
         assert scene.slow is not None
-        scene.slow.evict([name_from_text("web.example.org.")])
+        scene.slow.evict(Changes(frozenset({name_from_text("web.example.org.")})))
         assert rcode(await asking) == "NXDOMAIN"
         await scene.ask("web.example.org")
         assert scene.asked == 2

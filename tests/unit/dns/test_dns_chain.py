@@ -8,11 +8,12 @@ from dataclasses import replace
 import dns.flags
 import dns.message
 import pytest
-from dnsfakes import POD, Bench, FakeUpstream, FakeZone, query, rcode, respond, show, soa
-from virtualtime import run
+from dns_fakes import POD, Bench, FakeUpstream, FakeZone, query, rcode, respond, show, soa
+from virtual_time import run
 
 from podwire.dns import packet
 from podwire.dns.corefile import parse_corefile
+from podwire.dns.index import Changes
 from podwire.dns.packet import parse_question
 from podwire.dns.plugins.autopath import search_list
 from podwire.dns.plugins.hosts import parse_hosts
@@ -119,7 +120,7 @@ def test_what_fell_through_is_evicted_when_the_name_comes_to_be() -> None:
         ]
         question = parse_question(wire)
         assert question is not None
-        slow.evict([question.name])
+        slow.evict(Changes(frozenset({question.name})))
         assert rcode(await slow.resolve(wire, POD)) == "NOERROR"
         await slow.close()
 

@@ -7,10 +7,10 @@ import contextlib
 
 import dns.flags
 import dns.message
-from dnsfakes import POD, Bench, FakeUpstream, query, rcode, respond, show
+from dns_fakes import POD, Bench, FakeUpstream, query, rcode, respond, show
 from hypothesis import given
 from hypothesis import strategies as st
-from virtualtime import run
+from virtual_time import run
 
 from podwire.dns import packet
 from podwire.dns.forward import parse_nameservers, parse_search

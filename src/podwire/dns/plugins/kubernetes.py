@@ -35,6 +35,10 @@ class _Inner:
         return await self._top.resolve(query, client)
 
 
+def _uncounted(qtype: int, response: bytes) -> None:
+    pass
+
+
 class Kubernetes:
     def __init__(
         self,
@@ -43,6 +47,7 @@ class Kubernetes:
         external: External | None,
         following: Handler,
         top: SlowPath,
+        take: Callable[[int, bytes], None] = _uncounted,
     ) -> None:
         self.zones = settings.zones
         self._fallthrough = settings.fallthrough
@@ -50,6 +55,7 @@ class Kubernetes:
         self._external = external
         self._following = following
         self._top = top
+        self._take = take
 
     def falls_through(self, name: str, response: bytes) -> bool:
         """Whether this response is another plugin's turn."""
@@ -63,6 +69,8 @@ class Kubernetes:
             response = await self._alias(request)
         elif not response:
             raise Failure(packet.FORMERR, "the query cannot be read", "kubernetes")
+        else:
+            self._take(request.question.qtype, response)
         if response is None or self.falls_through(request.text, response):
             return (await self._following(request))._replace(owned=True)
         return Reply(response, "kubernetes", live=True)

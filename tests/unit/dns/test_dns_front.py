@@ -1,0 +1,133 @@
+"""The zone's own answers behind the door: aliases, names that lead into the cluster, changes."""
+
+from __future__ import annotations
+
+import dns.message
+from dns_fakes import POD, FakeUpstream, query, rcode, respond, show
+from dns_worlds import World as Cluster
+from dns_worlds import cluster_ip, external
+from virtual_time import run
+
+from podwire.dns.corefile import parse_corefile
+from podwire.dns.external import ExternalNames
+from podwire.dns.index import PodMode
+from podwire.dns.slowpath import Front, SlowPath, World, zone_options
+
+
+def outside(wire: bytes) -> bytes:
+    name = str(dns.message.from_wire(wire).question[0].name)
+    return respond(wire, [f"{name} 300 IN A 192.0.2.1"])
+
+
+class Scene:
+    """A cluster of two Services, and an upstream that knows every name."""
+
+    def __init__(self, body: str = "") -> None:
+        self.cluster = Cluster(
+            namespaces=("shop",),
+            services=(
+                cluster_ip("shop", "web", "10.96.0.80"),
+                external("shop", "away", "www.example.com"),
+            ),
+        )
+        answers = self.cluster.answers
+        self.upstream = FakeUpstream(outside)
+        self.world = World(
+            fast=answers,
+            external=lambda inner: ExternalNames(answers, inner),
+            transport=lambda address, port: self.upstream,
+            write=lambda line: None,
+        )
+        text = f". {{\n prometheus :9153\n cache\n {body}\n kubernetes cluster.local\n"
+        corefile = parse_corefile(f"{text} forward . 10.0.0.1\n}}")
+        self.slow = SlowPath(corefile.blocks, self.world)
+        self.front = Front(answers, self.slow)
+        self.slow.count_fast(answers.counts)
+        answers.on_evict(self.slow.evict)
+
+    async def ask(self, name: str) -> bytes:
+        """As the server does."""
+        wire = query(name)
+        response = self.front.answer(wire, POD)
+        if response is None:
+            response = await self.slow.resolve(wire, POD)
+        assert response is not None
+        return response
+
+
+def test_the_server_may_look_into_kept_answers_where_no_plugin_wants_them() -> None:
+    async def scenario() -> None:
+        plain = Scene()
+        assert plain.front.direct
+        assert plain.front.hot is plain.cluster.answers.hot
+        guarded = Scene("rewrite name shop.test web.shop.svc.cluster.local")
+        assert not guarded.front.direct
+        assert guarded.front.hot == {}
+
+    run(scenario())
+
+
+def test_an_alias_is_live_and_its_target_cached() -> None:
+    async def scenario() -> None:
+        scene = Scene()
+        for _ in range(2):
+            assert [
+                line.split(None, 1)[0]
+                for line in show(await scene.ask("away.shop.svc.cluster.local"))
+            ] == [
+                "away.shop.svc.cluster.local.",
+                "www.example.com.",
+            ]
+        assert scene.upstream.names() == ["www.example.com. A"]
+        scene.upstream.answer = lambda wire: respond(wire, rcode="SERVFAIL")
+        assert rcode(await scene.ask("other.example.com")) == "SERVFAIL"
+        await scene.slow.close()
+
+    run(scenario())
+
+
+def test_rewritten_names_lead_to_aliases_and_services() -> None:
+    async def scenario() -> None:
+        scene = Scene("rewrite name suffix .shop.test .shop.svc.cluster.local answer auto")
+        assert show(await scene.ask("web.shop.test")) == ["web.shop.test. 5 IN A 10.96.0.80"]
+        assert show(await scene.ask("away.shop.test"))[0].endswith("CNAME www.example.com.")
+        await scene.slow.close()
+
+    run(scenario())
+
+
+def test_the_block_configures_the_zone() -> None:
+    text = (
+        ". {\n kubernetes cluster.local in-addr.arpa {\n pods verified\n ttl 30\n"
+        " namespaces a b\n labels app=web\n fallthrough in-addr.arpa\n noendpoints\n }\n}"
+    )
+    settings = parse_corefile(text).blocks[0].kubernetes
+    assert settings is not None
+    options = zone_options(settings, ["10.244.0.5"])
+    assert (options.zones, options.ttl_s) == (("cluster.local", "in-addr.arpa"), 30)
+    assert (options.pods, options.namespaces) == (PodMode.VERIFIED, {"a", "b"})
+    assert (options.fallthrough, options.endpoints) == (("in-addr.arpa",), False)
+    assert options.labels.matches({"app": "web"})
+    assert not options.labels.matches({})
+    assert options.local_addresses == ("10.244.0.5",)
+
+
+def test_fast_answers_are_on_the_page_once() -> None:
+    async def scenario() -> None:
+        scene = Scene("rewrite name shop.test web.shop.svc.cluster.local")
+        await scene.ask("web.shop.svc.cluster.local")
+        await scene.ask("web.shop.svc.cluster.local")
+        await scene.ask("shop.test")
+        text = scene.world.metrics.render()
+        base = 'server="dns://:53",type="A"'
+        assert (
+            f'coredns_dns_requests_total{{family="",proto="",{base},view="fast",zone="."}} 2'
+            in text
+        )
+        assert (
+            f'coredns_dns_requests_total{{family="1",proto="udp",{base},view="",zone="."}} 1'
+            in text
+        )
+        await scene.slow.close()
+
+    run(scenario())
