@@ -1,0 +1,368 @@
+"""Everything cluster DNS knows of the cluster, indexed for questions; pure.
+
+Service, slice, Namespace, Pod -> Index.set_* -> Changes: the subtrees whose answers may differ
+
+Kept: Services by key, slices by Service, addresses to the slices that have them ready. What a
+change touches is told in subtrees of names (lower-case wire form): a Service's name with all that
+is below it, the reverse names of addresses that came or went, a pod's name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import NamedTuple
+
+from podwire.dns.names import canonical, dashed, is_reverse, labels_of, reverse_wire, wire_of
+from podwire.dns.views import Endpoint, Namespace, Pod, Port, Service, Slice
+from podwire.objects.meta import Key, LabelSelector, Object
+
+SVC, POD = b"svc", b"pod"
+_ALL = LabelSelector()
+
+
+class PodMode(StrEnum):
+    """`pods`: never, whatever address the name spells, or only addresses of running pods."""
+
+    DISABLED = "disabled"
+    INSECURE = "insecure"
+    VERIFIED = "verified"
+
+
+@dataclass(frozen=True)
+class ZoneOptions:
+    """The options of CoreDNS's kubernetes plugin, with its defaults.
+
+    `fallthrough`: zones whose unknown names others may answer; () means every zone, None none.
+    `local_addresses`: the server's own, for the NS records of the zone.
+    """
+
+    zones: tuple[str, ...] = ("cluster.local", "in-addr.arpa", "ip6.arpa")
+    ttl_s: int = 5
+    pods: PodMode = PodMode.DISABLED
+    endpoint_pod_names: bool = False
+    namespaces: frozenset[str] = frozenset()
+    namespace_labels: LabelSelector = _ALL
+    labels: LabelSelector = _ALL
+    endpoints: bool = True
+    ignore_empty_service: bool = False
+    fallthrough: tuple[str, ...] | None = None
+    local_addresses: tuple[str, ...] = ("127.0.0.1",)
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """What a change of an object may have changed: subtrees, each with its root, or everything."""
+
+    subtrees: frozenset[bytes] = frozenset()
+    everything: bool = False
+
+    def __bool__(self) -> bool:
+        return self.everything or bool(self.subtrees)
+
+    def covers(self, name: bytes) -> bool:
+        """Whether the answers of `name` (lower-case wire form) may have changed."""
+        if self.everything:
+            return True
+        at = 0
+        while name[at:] not in self.subtrees:
+            length = name[at]
+            if not length:
+                return False
+            at += 1 + length
+        return True
+
+
+_NOTHING = Changes()
+_EVERYTHING = Changes(everything=True)
+
+
+class Target(NamedTuple):
+    """One address of one ready endpoint, with the ports of its slice."""
+
+    host: str
+    address: str
+    ports: tuple[Port, ...]
+
+
+@dataclass
+class _ServiceState:
+    """A Service's slices by name, and its endpoints by host once one was asked for."""
+
+    slices: dict[str, Slice] = field(default_factory=dict)
+    hosts: dict[str, list[Target]] | None = None
+
+
+class Index:
+    """The objects, and what was made of them to find answers without walking them all."""
+
+    def __init__(self, options: ZoneOptions | None = None) -> None:
+        self.options = options or ZoneOptions()
+        zones = [labels_of(zone) for zone in self.options.zones]
+        self.forward_zones = [zone for zone in zones if not is_reverse(zone)]
+        self.serial = 1
+        self._services: dict[Key, Service] = {}
+        self._states: dict[Key, _ServiceState] = {}
+        self._slices: dict[Key, Slice] = {}
+        self._cluster_ips: dict[str, tuple[Key, ...]] = {}
+        self._by_address: dict[str, tuple[Slice, ...] | Slice] = {}
+        self._namespaces: set[str] = set()
+        self._pods: dict[str, set[Key]] = {}
+
+    # --- changes ------------------------------------------------------------------------------
+
+    def set_namespace(self, key: Key, new: Namespace | None) -> Changes:
+        """Exposed or not: a namespace that does not exist has no names."""
+        wanted = self.options.namespaces
+        exposed = (
+            new is not None
+            and (not wanted or key.name in wanted)
+            and self.options.namespace_labels.matches(new.metadata.labels)
+        )
+        if exposed == (key.name in self._namespaces):
+            return _NOTHING
+        (self._namespaces.add if exposed else self._namespaces.remove)(key.name)
+        self._modified(new)
+        return _EVERYTHING
+
+    def set_service(self, key: Key, new: Service | None) -> Changes:
+        if new is not None and not self.options.labels.matches(new.metadata.labels):
+            new = None
+        old = self._services.get(key)
+        if old is new or (old is not None and new is not None and old.spec == new.spec):
+            if new is not None:
+                self._services[key] = new
+            return _NOTHING
+        before = _cluster_ips(old)
+        after = _cluster_ips(new)
+        for address in before - after:
+            self._forget_cluster_ip(address, key)
+        for address in after - before:
+            owners = {*self._cluster_ips.get(address, ()), key}
+            self._cluster_ips[address] = tuple(sorted(owners))
+        if new is None:
+            del self._services[key]
+        else:
+            self._services[key] = new
+        self._modified(new)
+        reverse = before ^ after
+        if old is None or new is None:
+            reverse |= {target.address for target in self.targets(key)}
+        return self._changed(key, reverse)
+
+    def _forget_cluster_ip(self, address: str, key: Key) -> None:
+        left = tuple(owner for owner in self._cluster_ips[address] if owner != key)
+        if left:
+            self._cluster_ips[address] = left
+        else:
+            del self._cluster_ips[address]
+
+    def set_slice(self, key: Key, new: Slice | None) -> Changes:
+        """A slice's endpoints; slices of names that are no addresses (FQDN) have none."""
+        if new is not None and (new.address_type == "FQDN" or not new.service_name):
+            new = None
+        old = self._slices.get(key)
+        if old is None and new is None:
+            return _NOTHING
+        changes: set[bytes] = set()
+        same = old is not None and new is not None and _same_endpoints(old, new)
+        difference = frozenset() if same else _reverse_entries(old) ^ _reverse_entries(new)
+        if old is not None:
+            self._drop_slice(key, old)
+            changes.update(self._service_wires(_service_key(old)))
+        if new is not None:
+            self._add_slice(key, new)
+            changes.update(self._service_wires(_service_key(new)))
+        if same:
+            return _NOTHING
+        self._modified(new)
+        changes.update(reverse_wire(entry[0]) for entry in difference)
+        return Changes(frozenset(changes))
+
+    def _drop_slice(self, key: Key, old: Slice) -> None:
+        del self._slices[key]
+        owner = _service_key(old)
+        state = self._states[owner]
+        state.slices.pop(key.name)
+        state.hosts = None
+        if not state.slices:
+            del self._states[owner]
+        for address in _ready_addresses(old):
+            known = self._by_address[address]
+            left = tuple(item for item in _each(known) if item is not old)
+            if not left:
+                del self._by_address[address]
+            else:
+                self._by_address[address] = left if len(left) > 1 else left[0]
+
+    def _add_slice(self, key: Key, new: Slice) -> None:
+        self._slices[key] = new
+        state = self._states.setdefault(_service_key(new), _ServiceState())
+        state.slices[key.name] = new
+        state.hosts = None
+        for address in _ready_addresses(new):
+            known = self._by_address.get(address)
+            # Nearly every address is in one slice: a tuple for each would cost 6 MB.
+            self._by_address[address] = new if known is None else (*_each(known), new)
+
+    def set_pod(self, key: Key, old: Pod | None, new: Pod | None) -> Changes:
+        """Pods count where `pods` is verified only."""
+        before = self._pod_addresses(old)
+        after = self._pod_addresses(new)
+        for address in before - after:
+            self._pods[address].discard(key)
+            if not self._pods[address]:
+                del self._pods[address]
+        for address in after - before:
+            self._pods.setdefault(address, set()).add(key)
+        if before == after:
+            return _NOTHING
+        self._modified(new)
+        return Changes(
+            frozenset(
+                wire_of((dashed(address).encode(), key.namespace.encode(), POD, *zone))
+                for address in before ^ after
+                for zone in self.forward_zones
+            )
+        )
+
+    def _pod_addresses(self, pod: Pod | None) -> frozenset[str]:
+        if pod is None or not self.options.labels.matches(pod.metadata.labels):
+            return frozenset()
+        return frozenset(filter(None, map(canonical, pod.addresses)))
+
+    def _modified(self, obj: Object | None) -> None:
+        """The serial is the newest version seen: replicas that saw the same tell the same."""
+        version = obj.metadata.resource_version if obj is not None else ""
+        if version.isdigit():
+            self.serial = max(self.serial, int(version) & 0xFFFFFFFF)
+
+    def _changed(self, key: Key, addresses: Iterable[str]) -> Changes:
+        reverse = (reverse_wire(address) for address in addresses)
+        return Changes(frozenset((*self._service_wires(key), *reverse)))
+
+    def _service_wires(self, key: Key) -> list[bytes]:
+        name, namespace = key.name.encode(), key.namespace.encode()
+        return [wire_of((name, namespace, SVC, *zone)) for zone in self.forward_zones]
+
+    # --- look-ups ---------------------------------------------------------------------------
+
+    def namespace_exposed(self, name: str) -> bool:
+        return name in self._namespaces
+
+    def exposed_service(self, namespace: str, name: str) -> Service | None:
+        service = self._services.get(Key(namespace, name))
+        if service is None or namespace not in self._namespaces:
+            return None
+        spec = service.spec
+        if (
+            self.options.ignore_empty_service
+            and spec.type != "ExternalName"
+            and not spec.headless
+            and next(self.targets(Key(namespace, name)), None) is None
+        ):
+            return None
+        return service
+
+    def targets(self, key: Key) -> Iterator[Target]:
+        """Every address of every ready endpoint, in an order all replicas share."""
+        state = self._states.get(key)
+        if state is None or not self.options.endpoints:
+            return
+        for name in sorted(state.slices):
+            item = state.slices[name]
+            ports = tuple(item.ports or ())
+            for endpoint, address in _ready(item):
+                yield Target(self._host(endpoint, address), address, ports)
+
+    def hosts(self, key: Key) -> dict[str, list[Target]]:
+        state = self._states.get(key)
+        if state is None:
+            return {}
+        if state.hosts is None:
+            state.hosts = {}
+            for target in self.targets(key):
+                state.hosts.setdefault(target.host.lower(), []).append(target)
+        return state.hosts
+
+    def _host(self, endpoint: Endpoint, address: str) -> str:
+        if endpoint.hostname:
+            return endpoint.hostname
+        target = endpoint.target_ref
+        # A pod's name may be longer than a label may be.
+        if self.options.endpoint_pod_names and target and 0 < len(target.name) < 64:
+            return target.name
+        return dashed(address)
+
+    def owner_of_cluster_ip(self, address: str) -> Key | None:
+        """The Service with this cluster IP; the first by name, should several claim it."""
+        for key in self._cluster_ips.get(address, ()):
+            if key.namespace in self._namespaces:
+                return key
+        return None
+
+    def targets_at(self, address: str) -> Iterator[tuple[Key, str]]:
+        """Every exposed Service a ready endpoint with this address is behind, and its host."""
+        for item in sorted(_each(self._by_address.get(address, ())), key=lambda item: item.key):
+            key = _service_key(item)
+            if key not in self._services or key.namespace not in self._namespaces:
+                continue
+            for endpoint, own in _ready(item):
+                if own == address:
+                    yield key, self._host(endpoint, address)
+
+    def pod_running(self, namespace: str, address: str) -> bool:
+        return any(key.namespace == namespace for key in self._pods.get(address, ()))
+
+
+def _cluster_ips(service: Service | None) -> frozenset[str]:
+    if service is None or service.spec.type == "ExternalName":
+        return frozenset()
+    return frozenset(filter(None, map(canonical, service.spec.addresses)))
+
+
+def _service_key(item: Slice) -> Key:
+    return Key(item.metadata.namespace, item.service_name)
+
+
+def _each(items: tuple[Slice, ...] | Slice) -> tuple[Slice, ...]:
+    return items if isinstance(items, tuple) else (items,)
+
+
+def _ready(item: Slice) -> Iterator[tuple[Endpoint, str]]:
+    """Every address, canonical, of every ready endpoint."""
+    for endpoint in item.endpoints:
+        if endpoint.ready:
+            for text in endpoint.addresses:
+                address = canonical(text)
+                if address is not None:
+                    yield endpoint, address
+
+
+def _ready_addresses(item: Slice) -> set[str]:
+    return {address for _, address in _ready(item)}
+
+
+def _reverse_entries(item: Slice | None) -> frozenset[tuple[str, str, str, str]]:
+    """What of a slice reaches PTR records: address, Service, hostname, pod."""
+    if item is None:
+        return frozenset()
+    service = item.service_name
+    return frozenset(
+        (
+            address,
+            service,
+            endpoint.hostname or "",
+            endpoint.target_ref.name if endpoint.target_ref else "",
+        )
+        for endpoint, address in _ready(item)
+    )
+
+
+def _same_endpoints(old: Slice, new: Slice) -> bool:
+    return (
+        old.endpoints == new.endpoints
+        and old.ports == new.ports
+        and old.service_name == new.service_name
+    )
