@@ -248,6 +248,13 @@ class Index:
 
     # --- look-ups ---------------------------------------------------------------------------
 
+    def service_kind(self, namespace: str, name: str) -> str:
+        """The label of the programming latency (SLI dns_programming_latency)."""
+        service = self._services.get(Key(namespace, name))
+        if service is None or not service.spec.headless:
+            return "cluster_ip"
+        return f"headless_{'with' if service.spec.selector else 'without'}_selector"
+
     def namespace_exposed(self, name: str) -> bool:
         return name in self._namespaces
 
