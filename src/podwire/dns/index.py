@@ -147,7 +147,7 @@ class Index:
             self._services[key] = new
         self._modified(new)
         reverse = before ^ after
-        if old is None or new is None:
+        if _has_endpoints(old) != _has_endpoints(new):
             reverse |= {target.address for target in self.targets(key)}
         return self._changed(key, reverse)
 
@@ -313,7 +313,9 @@ class Index:
         """Every exposed Service a ready endpoint with this address is behind, and its host."""
         for item in sorted(_each(self._by_address.get(address, ())), key=lambda item: item.key):
             key = _service_key(item)
-            if key not in self._services or key.namespace not in self._namespaces:
+            if not _has_endpoints(self._services.get(key)):
+                continue
+            if key.namespace not in self._namespaces:
                 continue
             for endpoint, own in _ready(item):
                 if own == address:
@@ -327,6 +329,11 @@ def _cluster_ips(service: Service | None) -> frozenset[str]:
     if service is None or service.spec.type == "ExternalName":
         return frozenset()
     return frozenset(filter(None, map(canonical, service.spec.addresses)))
+
+
+def _has_endpoints(service: Service | None) -> bool:
+    """Below an ExternalName nothing exists, whatever slices name it."""
+    return service is not None and service.spec.type != "ExternalName"
 
 
 def _service_key(item: Slice) -> Key:

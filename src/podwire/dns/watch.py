@@ -1,6 +1,6 @@
 """The watch of the cluster behind the zone: informers in, changes out, right at once.
 
-API -> Informer -> Index.set_* -> Changes -> Answers.evict -> other caches     in one turn of the loop
+API -> Informer -> Index.set_* -> Changes -> Answers.evict -> other caches   in one turn
 
 Nothing awaits between an event and the eviction, and queries are answered in the same loop: the
 next query after an event is answered from what the event said. Until all lists are complete the

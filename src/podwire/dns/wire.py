@@ -83,6 +83,8 @@ def parse_query(data: bytes) -> Query:
     Limits on the other sections are miekg/dns's (acceptfunc.go): a NOTIFY or IXFR may bring one
     record each, an additional section two.
     """
+    if len(data) < HEADER.size:
+        raise MalformedError
     _, flags, questions, answers, authorities, additional = HEADER.unpack_from(data)
     if questions != 1 or answers > 1 or authorities > 1 or additional > 2:
         raise MalformedError
