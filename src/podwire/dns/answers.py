@@ -14,6 +14,7 @@ Two spellings of a name share nothing here: one not in lower case is encoded eac
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 import dns.opcode
 import dns.rcode
@@ -109,6 +110,8 @@ class Answers:
         self._hot, self._cold = _Kept(_HOT_BYTES), _Kept(_COLD_BYTES)
         self.hot, self.cold = self._hot.entries, self._cold.entries
         self.counts: dict[tuple[str, str], Counter] = {}
+        self._soas: dict[tuple[Labels, int], bytes] = {}
+        self._soa_serial = 0
         self._listeners: list[Callable[[Changes], None]] = []
 
     # --- changes ------------------------------------------------------------------------------
@@ -192,9 +195,11 @@ class Answers:
         )
 
     def _encode(self, data: bytes, query: Query, answer: Answer, tcp: bool) -> bytes:
-        encoded = wire.encode(
-            query, self.reply(query, answer), query.limit(tcp, self.max_udp), self.max_udp
-        )
+        limit = query.limit(tcp, self.max_udp)
+        if answer.records or answer.additional:
+            encoded = wire.encode(query, self.reply(query, answer), limit, self.max_udp)
+        else:
+            encoded = self._negative(query, answer)
         count = self._counter(query.rtype, answer.rcode)
         count[0] += 1
         turns = self._rotate and encoded.rotating is not None
@@ -204,6 +209,21 @@ class Answers:
             kept = self._hot if answer.bounded and query.rtype < 256 else self._cold
             kept.put(data[2:], entry, answer.roots)
         return entry[0] if entry[2] is None else entry[2].next()
+
+    def _negative(self, query: Query, answer: Answer) -> wire.Encoded:
+        """Names nobody has are asked for most and first: their SOA differs only by where in the
+        question the zone's name begins, and is encoded once for each such place."""
+        serial = self.zone.index.serial
+        if serial != self._soa_serial:
+            self._soas.clear()
+            self._soa_serial = serial
+        place = (answer.zone, len(query.raw_name))
+        soa = self._soas.get(place)
+        if soa is None:
+            bare = replace(query, edns=None)
+            tail = wire.encode(bare, self.reply(bare, answer), wire.MAX_TCP, self.max_udp).tail
+            soa = self._soas[place] = tail[wire.HEADER.size - 2 + len(query.question) :]
+        return wire.encode_negative(query, answer.rcode, soa, self.max_udp)
 
     def reply(self, query: Query, answer: Answer) -> Reply:
         """The sections of a response: a negative one has the zone's SOA."""

@@ -277,6 +277,14 @@ def encode(query: Query, reply: Reply, limit: int, own_size: int) -> Encoded:
     return Encoded(counts + body[HEADER.size :] + opt, rotating, wide)
 
 
+def encode_negative(query: Query, rcode: int, soa: bytes, own_size: int) -> Encoded:
+    """A response with nothing but the zone's SOA, already encoded for this length of question."""
+    opt = opt_record(query.edns, own_size, rcode) if query.edns else b""
+    flags = response_flags(query.flags, rcode, authoritative=True)
+    counts = struct.pack("!HHHHH", flags, 1, 0, 1, 1 if opt else 0)
+    return Encoded(counts + query.question + soa + opt)
+
+
 def _split_addresses(
     records: Sequence[Record],
 ) -> tuple[Sequence[Record], Sequence[Record]]:

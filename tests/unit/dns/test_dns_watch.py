@@ -1,0 +1,150 @@
+"""The watch behind the zone, over an API that is a list and a script of events."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import dns.message
+import dns.rcode
+import msgspec
+from dns_worlds import UDP, cluster_ip, endpoint, headless, meta, pod, slice_of
+
+from podwire.client import Api
+from podwire.dns import views
+from podwire.dns.answers import Answers
+from podwire.dns.index import Index, PodMode, ZoneOptions
+from podwire.dns.records import Zone
+from podwire.dns.watch import LATENCY_BUCKETS_S, DnsWatch
+from podwire.objects.meta import Kind, Object
+
+NAME = "web.shop.svc.cluster.local."
+MOMENT = 1_700_000_000.0
+
+
+class ScriptedApi(Api):
+    """What `Informer` needs of an API. Lists wait until `listed[plural]` is set."""
+
+    def __init__(self, **objects: list[Object]) -> None:
+        self._objects = objects
+        self.listed = {plural: asyncio.Event() for plural in objects}
+        self._events: dict[str, asyncio.Queue[bytes]] = {name: asyncio.Queue() for name in objects}
+
+    async def list(self, kind: Kind[Any], namespace: str = "", **selectors: str) -> Any:
+        await self.listed[kind.plural].wait()
+        return self._objects[kind.plural], "1"
+
+    async def watch_lines(  # type: ignore[override]
+        self, kind: Kind[Any], resource_version: str, **more: Any
+    ) -> AsyncIterator[list[bytes]]:
+        while True:
+            yield [await self._events[kind.plural].get()]
+            self._events[kind.plural].task_done()
+
+    async def tell(self, plural: str, obj: Object, event: str = "MODIFIED") -> None:
+        """Return when the watcher has dealt with it."""
+        line = msgspec.json.encode({"type": event, "object": obj})
+        self._events[plural].put_nowait(line)
+        await asyncio.wait_for(self._events[plural].join(), 5)
+
+
+def answers(options: ZoneOptions | None = None) -> Answers:
+    return Answers(Zone(Index(options)))
+
+
+def ask(at: Answers, name: str = NAME) -> dns.message.Message:
+    response = at.answer(dns.message.make_query(name, "A").to_wire(), UDP)
+    assert response
+    return dns.message.from_wire(response)
+
+
+def shop() -> views.Namespace:
+    return views.Namespace(metadata=meta("shop"))
+
+
+async def test_server_failure_until_all_is_listed() -> None:
+    at = answers()
+    api = ScriptedApi(
+        services=[cluster_ip("shop", "web", "10.96.0.1")],
+        namespaces=[shop()],
+        endpointslices=[],
+    )
+    watch = DnsWatch(api, at)
+    task = asyncio.ensure_future(watch.run())
+    for plural in ("services", "namespaces", "endpointslices"):
+        assert ask(at).rcode() == dns.rcode.SERVFAIL
+        assert not watch.synced.is_set()
+        api.listed[plural].set()
+    await asyncio.wait_for(watch.synced.wait(), 5)
+    assert ask(at).rcode() == dns.rcode.NOERROR
+    task.cancel()
+
+
+async def _watching(at: Answers, api: ScriptedApi, **more: Any) -> DnsWatch:
+    for event in api.listed.values():
+        event.set()
+    watch = DnsWatch(api, at, **more)
+    watch.task = asyncio.ensure_future(watch.run())  # type: ignore[attr-defined]
+    await asyncio.wait_for(watch.synced.wait(), 5)
+    return watch
+
+
+async def test_an_event_is_in_the_next_answer_and_forgets_the_negative_one() -> None:
+    at = answers()
+    api = ScriptedApi(services=[], namespaces=[shop()], endpointslices=[])
+    await _watching(at, api)
+    assert ask(at).rcode() == dns.rcode.NXDOMAIN
+    service = cluster_ip("shop", "web", "10.96.0.1")
+    await api.tell("services", service, "ADDED")
+    assert ask(at).answer[0][0].to_text() == "10.96.0.1"
+    await api.tell("services", service, "DELETED")
+    assert ask(at).rcode() == dns.rcode.NXDOMAIN
+
+
+async def test_endpoints_come_and_go() -> None:
+    at = answers()
+    api = ScriptedApi(services=[headless("shop", "web")], namespaces=[shop()], endpointslices=[])
+    await _watching(at, api)
+    assert ask(at).rcode() == dns.rcode.NXDOMAIN
+    await api.tell("endpointslices", slice_of("shop", "web", endpoint("10.1.0.1")), "ADDED")
+    assert ask(at).rcode() == dns.rcode.NOERROR
+    await api.tell("endpointslices", slice_of("shop", "web", endpoint("10.1.0.1", ready=False)))
+    assert ask(at).rcode() == dns.rcode.NXDOMAIN
+
+
+async def test_verified_pods_are_watched() -> None:
+    at = answers(ZoneOptions(pods=PodMode.VERIFIED, endpoints=False))
+    api = ScriptedApi(services=[], namespaces=[shop()], pods=[pod("shop", "a", "10.1.0.1")])
+    await _watching(at, api)
+    assert ask(at, "10-1-0-1.shop.pod.cluster.local.").answer
+    await api.tell("pods", pod("shop", "a", "10.1.0.1", phase="Succeeded"))
+    name = "10-1-0-1.shop.pod.cluster.local."
+    assert ask(at, name).rcode() == dns.rcode.NXDOMAIN
+
+
+async def test_dns_programming_latency_endpoints() -> None:
+    at = answers()
+    selecting = headless("shop", "web")
+    spec = msgspec.structs.replace(selecting.spec, selector={"app": "web"})
+    selecting = msgspec.structs.replace(selecting, spec=spec)
+    api = ScriptedApi(services=[selecting], namespaces=[shop()], endpointslices=[])
+    watch = await _watching(at, api, clock=lambda: MOMENT + 0.5)
+
+    def dated(address: str, when: str) -> views.Slice:
+        item = slice_of("shop", "web", endpoint(address))
+        annotations = {views.TRIGGER_TIME_ANNOTATION: when}
+        metadata = msgspec.structs.replace(item.metadata, annotations=annotations)
+        return msgspec.structs.replace(item, metadata=metadata)
+
+    when = "2023-11-14T22:13:20Z"  # MOMENT
+    await api.tell("endpointslices", dated("10.1.0.1", when), "ADDED")
+    assert ask(at).rcode() == dns.rcode.NOERROR
+    # The same time again is an older change; no time is nobody's change.
+    await api.tell("endpointslices", dated("10.1.0.2", when))
+    await api.tell("endpointslices", slice_of("shop", "web", endpoint("10.1.0.3")))
+    assert ask(at).answer[0][0].to_text() == "10.1.0.3"
+    counts = watch.latency.counts["headless_with_selector"]
+    assert sum(counts) == 1
+    assert LATENCY_BUCKETS_S[counts.index(1)] == 0.512
+    assert watch.latency.sums == {"headless_with_selector": 0.5}
