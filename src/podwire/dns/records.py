@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import dns.name
 import dns.rcode
@@ -22,7 +23,7 @@ from podwire.dns import rdatas
 from podwire.dns.index import POD, SVC, Index, PodMode, Target
 from podwire.dns.names import (
     Labels,
-    address_of,
+    canonical,
     is_reverse,
     labels_of,
     name_of,
@@ -60,6 +61,16 @@ class Answer:
     @property
     def negative(self) -> bool:
         return not self.records or self.rcode != dns.rcode.NOERROR
+
+
+class _Asked(NamedTuple):
+    """A question about a Service: `root` is the Service's own name, `key` the Service."""
+
+    zone: Labels
+    labels: Labels
+    rtype: int
+    key: Key
+    root: bytes
 
 
 class Zone:
@@ -183,82 +194,62 @@ class Zone:
             known = not below or self.index.namespace_exposed(_text(below[0]))
             root = wire_of(labels)
             return self._empty(zone, root) if known else self._unknown(zone, root)
-        prefix, (name, namespace) = below[:-2], (_text(item) for item in below[-2:])
+        prefix = below[:-2]
+        name, namespace = (_text(label) for label in below[-2:])
         root = wire_of(labels[len(prefix) :])
+        asked = _Asked(zone, labels, rtype, Key(namespace, name), root)
         service = self.index.exposed_service(namespace, name)
         if service is None or len(prefix) > 2:
             return self._unknown(zone, root)
-        key = Key(namespace, name)
         if service.spec.type == "ExternalName":
-            if prefix:
-                return self._unknown(zone, root)
-            return self._alias(zone, labels, service, rtype)
+            return self._unknown(zone, root) if prefix else self._alias(asked, service)
+        if len(prefix) == 1:
+            targets = self.index.hosts(asked.key).get(_text(prefix[0]), [])
+            return self._of_targets(asked, targets)
         if service.spec.headless:
-            return self._headless(zone, labels, key, prefix, rtype)
-        if len(prefix) == 1:
-            return self._endpoint(zone, labels, key, prefix[0], rtype)
-        return self._cluster_ip(zone, labels, key, service, prefix, rtype)
+            return self._headless(asked, prefix)
+        return self._cluster_ip(asked, service, prefix)
 
-    def _cluster_ip(
-        self, zone: Labels, labels: Labels, key: Key, service: Service, port: Labels, rtype: int
-    ) -> Answer:
-        root = wire_of(labels[len(port) :])
-        ports = _matching(service.spec.ports, port)
-        if port and not ports:
-            return self._unknown(zone, root)
-        addresses = service.spec.addresses
-        if rtype == _SRV:
-            entries = [Target("", address, ports) for address in addresses]
-            return self._srv(zone, labels, key, root, entries)
-        owner = name_of(labels)
-        records = () if port else self._addresses(owner, addresses, rtype)
-        return Answer(zone, records=records, roots=frozenset({root}))
+    def _cluster_ip(self, asked: _Asked, service: Service, prefix: Labels) -> Answer:
+        ports = _matching(service.spec.ports, prefix)
+        if prefix and not ports:
+            return self._unknown(asked.zone, asked.root)
+        addresses = filter(None, map(canonical, service.spec.addresses))
+        if asked.rtype == _SRV:
+            return self._srv(asked, [Target("", address, ports) for address in addresses])
+        return self._of_addresses(asked, () if prefix else addresses)
 
-    def _headless(
-        self, zone: Labels, labels: Labels, key: Key, prefix: Labels, rtype: int
-    ) -> Answer:
-        if len(prefix) == 1:
-            return self._endpoint(zone, labels, key, prefix[0], rtype)
-        root = wire_of(labels[len(prefix) :])
-        targets = list(self.index.targets(key))
+    def _headless(self, asked: _Asked, prefix: Labels) -> Answer:
+        targets = list(self.index.targets(asked.key))
         if prefix:
             targets = [target._replace(ports=_matching(target.ports, prefix)) for target in targets]
             targets = [target for target in targets if target.ports]
-        if not targets:
-            return self._unknown(zone, root)
-        return self._of_targets(zone, labels, key, root, targets, rtype, port=bool(prefix))
-
-    def _endpoint(self, zone: Labels, labels: Labels, key: Key, host: bytes, rtype: int) -> Answer:
-        root = wire_of(labels[1:])
-        targets = self.index.hosts(key).get(_text(host), [])
-        if not targets:
-            return self._unknown(zone, root)
-        return self._of_targets(zone, labels, key, root, targets, rtype)
+        return self._of_targets(asked, targets, addressed=not prefix)
 
     def _of_targets(
-        self,
-        zone: Labels,
-        labels: Labels,
-        key: Key,
-        root: bytes,
-        targets: list[Target],
-        rtype: int,
-        port: bool = False,
+        self, asked: _Asked, targets: list[Target], *, addressed: bool = True
     ) -> Answer:
-        if rtype == _SRV:
-            return self._srv(zone, labels, key, root, targets)
+        """A name that stands for endpoints exists while one of them is ready; a port's name has
+        no addresses itself."""
+        if not targets:
+            return self._unknown(asked.zone, asked.root)
+        if asked.rtype == _SRV:
+            return self._srv(asked, targets)
         addresses = dict.fromkeys(target.address for target in targets)
-        records = () if port else self._addresses(name_of(labels), addresses, rtype)
-        return Answer(zone, records=records, roots=frozenset({root}))
+        return self._of_addresses(asked, addresses if addressed else ())
 
-    def _srv(
-        self, zone: Labels, labels: Labels, key: Key, root: bytes, entries: list[Target]
-    ) -> Answer:
+    def _of_addresses(self, asked: _Asked, addresses: Iterable[str]) -> Answer:
+        records = self._addresses(name_of(asked.labels), addresses, asked.rtype)
+        return Answer(asked.zone, records=records, roots=frozenset({asked.root}))
+
+    def _srv(self, asked: _Asked, entries: list[Target]) -> Answer:
         """One record per name and port; weights share 100 among all entries, at least 1 each."""
         count = sum(max(1, len(entry.ports)) for entry in entries)
         weight = max(1, 100 // count) if count else 1
-        owner, ttl = name_of(labels), self.options.ttl_s
-        names = {entry.host: self._target_name(zone, key, entry.host) for entry in entries}
+        owner, ttl = name_of(asked.labels), self.options.ttl_s
+        names = {
+            entry.host: self._target_name(asked.zone, asked.key, entry.host) for entry in entries
+        }
         pairs = dict.fromkeys(
             (entry.host, port.port) for entry in entries for port in entry.ports if port.port
         )
@@ -270,19 +261,20 @@ class Zone:
             (entry.host, entry.address) for entry in entries if entry.host in shown
         )
         additional = tuple(self._address(names[host], address) for host, address in glue)
-        return Answer(zone, records=records, additional=additional, roots=frozenset({root}))
+        return Answer(
+            asked.zone, records=records, additional=additional, roots=frozenset({asked.root})
+        )
 
-    def _alias(self, zone: Labels, labels: Labels, service: Service, rtype: int) -> Answer:
+    def _alias(self, asked: _Asked, service: Service) -> Answer:
         """A CNAME, and what it leads to inside the cluster; outside is for the slow path."""
-        root = wire_of(labels)
         target = parse_target(service.spec.external_name)
         if target is None:
-            return self._unknown(zone, root)
-        record = Record(name_of(labels), self.options.ttl_s, rdatas.cname(target))
-        answer = Answer(zone, records=(record,), roots=frozenset({root}))
-        if rtype == dns.rdatatype.CNAME:
+            return self._unknown(asked.zone, asked.root)
+        record = Record(name_of(asked.labels), self.options.ttl_s, rdatas.cname(target))
+        answer = Answer(asked.zone, records=(record,), roots=frozenset({asked.root}))
+        if asked.rtype == dns.rdatatype.CNAME:
             return answer
-        return self._chase(answer, target, rtype)
+        return self._chase(answer, target, asked.rtype)
 
     def _chase(self, answer: Answer, target: dns.name.Name, rtype: int) -> Answer:
         seen = {record.name for record in answer.records}
@@ -298,7 +290,8 @@ class Zone:
                 rcode=found.rcode,
                 records=answer.records + found.records,
                 additional=found.additional,
-                roots=answer.roots | found.roots,
+                # What is not to be kept makes the whole chain so.
+                roots=answer.roots | found.roots if found.roots else frozenset(),
             )
             following = rdatas.alias_target(found.records[-1].rdata) if found.records else None
             if following is None:
@@ -316,8 +309,6 @@ class Zone:
         found = self.lookup(labels, rtype)
         assert found is not None, zone
         return found
-
-    # --- endpoints ----------------------------------------------------------------------------
 
     def _target_name(self, zone: Labels, key: Key, host: str = "") -> dns.name.Name:
         labels: Labels = (key.name.encode(), key.namespace.encode(), SVC, *zone)
@@ -400,10 +391,7 @@ def _matching(ports: Iterable[Port], wanted: Labels) -> tuple[Port, ...]:
 def _spelt_address(label: str) -> str | None:
     """`10-0-0-1` and `fd00--1`: the address, canonical."""
     v4 = label.count("-") == 3 and "--" not in label
-    parsed = address_of(label.replace("-", "." if v4 else ":"))
-    if parsed is None or (parsed.version == 6 and getattr(parsed, "scope_id", None)):
-        return None
-    return str(parsed)
+    return canonical(label.replace("-", "." if v4 else ":"))
 
 
 def _text(label: bytes) -> str:

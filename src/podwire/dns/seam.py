@@ -28,7 +28,7 @@ class FastAnswers(Protocol):
     """What is answered in the receive loop, without waiting."""
 
     def answer(self, query: bytes, client: Client) -> bytes | None:
-        """The whole response; None: not ours, or it needs the slow path."""
+        """The whole response; b"" for what gets none. None: not ours, or it needs the slow path."""
 
     def owns(self, qname: bytes) -> bool:
         """Whether `qname` (lower-case wire form) is at or below a zone we are authoritative for."""
