@@ -321,6 +321,12 @@ class Index:
                 if own == address:
                     yield key, self._host(endpoint, address)
 
+    def namespace_at(self, address: str) -> str | None:
+        """The namespace of the pod with this address; None where pods of several share it (the
+        node's), and where pods are not watched."""
+        found = {key.namespace for key in self._pods.get(address, ())}
+        return found.pop() if len(found) == 1 else None
+
     def pod_running(self, namespace: str, address: str) -> bool:
         return any(key.namespace == namespace for key in self._pods.get(address, ()))
 

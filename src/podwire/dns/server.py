@@ -18,13 +18,13 @@ import socket
 import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import dns.rcode
 
 from podwire.dns import wire
-from podwire.dns.answers import Answers, truncated
-from podwire.dns.seam import Client, SlowPath
+from podwire.dns.answers import Entry, truncated
+from podwire.dns.seam import Client, FastAnswers, SlowPath
 from podwire.dns.wire import MalformedError
 
 _LOG = logging.getLogger(__name__)
@@ -60,11 +60,22 @@ class Stats:
     failed: int = 0
 
 
+class Served(FastAnswers, Protocol):
+    """`Answers`, or the door in front of them (`slowpath.Front`): what the loop looks into."""
+
+    @property
+    def max_udp(self) -> int: ...
+    @property
+    def hot(self) -> dict[bytes, Entry]: ...
+    @property
+    def cold(self) -> dict[bytes, Entry]: ...
+
+
 class Server:
     """Serves `answers` and `slow` on sockets given or bound. `slow` None refuses other names."""
 
     def __init__(
-        self, answers: Answers, slow: SlowPath | None, limits: Limits | None = None
+        self, answers: Served, slow: SlowPath | None, limits: Limits | None = None
     ) -> None:
         self._answers = answers
         self._slow = slow
