@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Mapping
 from typing import Any, Final
 
 from podwire.client import Api
-from podwire.errors import AlreadyExistsError
+from podwire.errors import AlreadyExistsError, InvalidError, NotFoundError
 from podwire.lab.spec import LabSpec
 from podwire.objects import kinds
 from podwire.objects.meta import Kind, Object
@@ -198,7 +198,17 @@ async def ensure_addon(api: Api, spec: LabSpec, nodes_ready: Awaitable[None]) ->
 
 
 async def _create(api: Api, kind: Kind[Any], document: Document) -> None:
+    meta = document["metadata"]
     try:
         await api.create(kind, document)
     except AlreadyExistsError:
         return
+    except InvalidError:
+        # A Service's address is allocated before its name is looked up: it may have its own.
+        try:
+            await api.get(kind, meta["name"], meta.get("namespace", ""))
+        except NotFoundError:
+            pass
+        else:
+            return
+        raise
