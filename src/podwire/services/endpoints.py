@@ -43,11 +43,13 @@ class Chosen:
     """The usable backends: `cluster` by policy Cluster, `local` by policy Local.
 
     `anywhere` tells whether the Service has a usable endpoint at all: without one connections are
-    refused, while a policy that merely finds none here drops them.
+    refused, while a policy that merely finds none here drops them. `serving` are all that answer,
+    chosen or not: connections they have go on (k/k pkg/proxy/conntrack/cleanup.go).
     """
 
     cluster: tuple[Backend, ...] = ()
     local: tuple[Backend, ...] = ()
+    serving: tuple[Backend, ...] = ()
     anywhere: bool = False
     local_ready: int = 0
     topology: str = ""
@@ -142,6 +144,7 @@ def choose(
     return Chosen(
         tuple([c.backend for c in in_cluster]),
         tuple([c.backend for c in here]),
+        tuple([c.backend for c in candidates if c.endpoint.ready or c.endpoint.serving]),
         anywhere=bool(ready or ending),
         local_ready=len(local_ready),
         topology=topology,

@@ -12,7 +12,7 @@ from collections.abc import Callable, Container, Iterable, Iterator
 from typing import NamedTuple
 
 from podwire.kernel.flows import Flow
-from podwire.services.evaluate import Domain, in_cluster, within
+from podwire.services.evaluate import Domain, within
 from podwire.services.model import Frontend, FrontendKey
 
 
@@ -30,7 +30,10 @@ def stale_flows(
     domain: Domain,
     gone: Container[FrontendKey] = (),
 ) -> Iterator[Stale]:
-    """Flows at an address of Services that do not end at one of the backends their client may have.
+    """Flows at an address of Services that do not end at an endpoint which serves.
+
+    Traffic policies, topology and endings choose for new connections only, over UDP as over TCP
+    (k/k pkg/proxy/conntrack/cleanup.go).
 
     `gone` are keys that were frontends until now: at a node's own address nothing else tells a
     flow of ours from somebody else's translation.
@@ -40,10 +43,8 @@ def stale_flows(
         key = FrontendKey(orig.dst, orig.proto, orig.dport)
         frontend = winner(key)
         if frontend is not None:
-            backends = frontend.backends
-            if frontend.internal is not None and in_cluster(orig.src, domain):
-                backends = frontend.internal
-            if not any(reply.src == b.ip and reply.sport == b.port for b in backends):
+            backends = (frontend.backends, frontend.internal or (), frontend.lasting)
+            if not any((reply.src, reply.sport) == b[:2] for some in backends for b in some):
                 reason = "endpoint gone" if flow.dst_nat else "untranslated"
                 yield Stale(flow, key, reason)
         elif flow.dst_nat and (key in gone or within(orig.dst, domain.service_ranges)):

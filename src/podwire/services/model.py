@@ -24,6 +24,7 @@ from podwire.objects.meta import Key
 from podwire.services.endpoints import (
     Backend,
     Candidate,
+    Chosen,
     PortName,
     Unusable,
     choose,
@@ -67,6 +68,8 @@ class Frontend:
     `backends`     what a new connection may get; `empty` says what happens when there is none
     `internal`     what clients in the cluster get instead (None: the same): an external address
                    with externalTrafficPolicy Local is for them as good as the cluster IP
+    `lasting`      what keeps UDP flows it has though no new one may get it: endpoints that end but
+                   serve, and those that policy or topology leave out (TCP needs no cleaning)
     `masquerade`   every client's address is hidden, so that answers come back through this node
     `affinity_s`   a client keeps its backend until it was idle that long (0: no affinity)
     `ranges`       client addresses allowed, as disjoint (first, last) pairs; None allows all
@@ -81,6 +84,7 @@ class Frontend:
     role: Role
     backends: tuple[Backend, ...] = ()
     internal: tuple[Backend, ...] | None = None
+    lasting: tuple[Backend, ...] = ()
     masquerade: bool = False
     empty: Literal["refuse", "drop"] = "refuse"
     affinity_s: int = 0
@@ -206,13 +210,16 @@ def _compile_port(
     affinity = _affinity_s(service)
     balancing = _balancing(building)
     scheduler = _scheduler(building)
+    inside = chosen.local if internal_local else chosen.cluster
+    outside = chosen.local if external_local else chosen.cluster
     building.frontends.append(
         Frontend(
             FrontendKey(cluster_ip, protocol, port.port),
             service.key,
             port.name,
             "ClusterIP",
-            chosen.local if internal_local else chosen.cluster,
+            inside,
+            lasting=_lasting(protocol, chosen, inside),
             empty="drop" if internal_local and chosen.anywhere else "refuse",
             affinity_s=affinity,
             balancing=balancing,
@@ -228,7 +235,8 @@ def _compile_port(
                 service.key,
                 port.name,
                 role,
-                chosen.local if external_local else chosen.cluster,
+                outside,
+                lasting=_lasting(protocol, chosen, outside),
                 internal=chosen.cluster if external_local else None,
                 masquerade=not external_local,
                 empty="drop" if external_local and chosen.anywhere else "refuse",
@@ -240,6 +248,13 @@ def _compile_port(
                 scheduler=scheduler,
             )
         )
+
+
+def _lasting(protocol: int, chosen: Chosen, backends: tuple[Backend, ...]) -> tuple[Backend, ...]:
+    if protocol != PROTOCOLS["UDP"] or len(chosen.serving) == len(backends):
+        return ()
+    known = set(backends)
+    return tuple([backend for backend in chosen.serving if backend not in known])
 
 
 _External = tuple[FrontendKey, Role, tuple[tuple[bytes, bytes], ...] | None]

@@ -166,14 +166,17 @@ def test_the_node_port_changes(scratch: Path, version: int) -> None:
 
 
 @pytest.mark.parametrize("version", [4, 6])
-def test_externally_local_with_the_endpoint_elsewhere(scratch: Path, version: int) -> None:
-    """With externalTrafficPolicy Local a sender from outside loses its far endpoint."""
+def test_a_policy_that_changes_moves_no_sender(scratch: Path, version: int) -> None:
+    """externalTrafficPolicy Local is for new flows: this one keeps its endpoint until it goes."""
     local = State(HOSTS, spec=(("externalTrafficPolicy", "Local"),))
+    here = State(("here-a", "here-b"), spec=local.spec)
     with changing(scratch, version) as world:
         world.to(State(("far-a",)))
         with sender_to(world.net, "LoadBalancer", version) as sender:
             world.wait_only_at({("far-a", 8080)}, sender)
-            world.to(local)
+            assert world.to(local) == []
+            world.wait_only_at({("far-a", 8080)}, sender)
+            world.to(here)
             world.wait_only_at({("here-a", 8080), ("here-b", 8080)}, sender)
 
 
