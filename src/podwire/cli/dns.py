@@ -12,7 +12,6 @@ from podwire.explain.dnsexplain import DnsExplanation, DnsStep
 from podwire.explain.dnslive import explain_live
 from podwire.explain.dnsstats import DnsStats, read_stats
 from podwire.lab import launch
-from podwire.objects.meta import Key
 
 _COLOURS = {"NOERROR": "green", "NXDOMAIN": "yellow", "NODATA": "yellow"}
 
@@ -41,15 +40,16 @@ def explain(
 ) -> None:
     """Look NAME up as a program in POD would: every query is sent for real, each answer explained.
 
-    The exit code is 0 when the name resolves, 1 when it does not.
+    POD is [NAMESPACE/]NAME of a pod, or of a workload (any Ready pod of it). The exit code is 0
+    when the name resolves, 1 when it does not.
     """
     target = launch.choose(lab)
     launch.require_running(target)
     scope, _, short = pod.rpartition("/")
     kinds = tuple(kind.upper() for kind in types) or ("A", "AAAA")
-    found = podwire.Lab(target).call(
-        lambda api: explain_live(api, Key(scope or namespace, short), name, kinds)
-    )
+    running = podwire.Lab(target)
+    asking = running.pod(short, scope or namespace).object.key
+    found = running.call(lambda api: explain_live(api, asking, name, kinds))
     if not print_structured(found, output):
         click.echo(render(found))
     if not (found.resolved or found.hosts):
