@@ -226,6 +226,8 @@ class ServiceAgent:
         if not fresh:
             # An earlier agent's elements serve until all is known; then only differences are sent.
             self._try_mend()
+        # Whose Service went while no agent was there; TCP notices by itself.
+        self._gone += [key for key in self.backend.former if key.protocol == PROTOCOLS["UDP"]]
         self._clean()
         self._tell_health()
         self.synced.set()
