@@ -34,9 +34,10 @@ class Refusing(NftablesBackend):
     def __init__(self, claims: Claims) -> None:
         super().__init__((4,), claims)
         self._owned = claims
+        self.full = True
 
     def commit(self) -> None:
-        if any(len(f.backends) > 1 for f in self._owned.frontends.values()):
+        if self.full and any(len(f.backends) > 1 for f in self._owned.frontends.values()):
             raise KernelError("nf_tables: no room", errno=12)
         super().commit()
 
@@ -110,6 +111,28 @@ def test_a_refused_service_keeps_what_it_had_and_is_told(scratch: Path) -> None:
         agent.work()
         assert hosts_of(net, CLUSTER_IP) == {"far-b"}
         assert not agent.programmed[WEB].error
+        agent.close()
+
+    with ServiceNet(scratch) as net:
+        in_loop(body)
+
+
+def test_what_was_refused_is_tried_again_by_itself(scratch: Path) -> None:
+    async def body() -> None:
+        agent = Agent(refusing=True)
+        assert isinstance(agent.backend, Refusing)
+        agent.have(make_service(), "here-a", "far-a")
+        agent.work()
+        agent._wake.clear()
+        for _ in range(2):  # refused again, which is told once
+            await asyncio.wait_for(agent._wake.wait(), 10)
+            agent._wake.clear()
+            assert agent.programmed[WEB].error
+            agent.work()
+            agent.backend.full = False
+        assert not agent.programmed[WEB].error
+        assert hosts_of(net, CLUSTER_IP) == {"here-a", "far-a"}
+        assert [reason for reason, _ in agent.told] == ["FailedToProgram"]
         agent.close()
 
     with ServiceNet(scratch) as net:
