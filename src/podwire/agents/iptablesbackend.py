@@ -25,6 +25,7 @@ from podwire.kernel.timer import Timer
 from podwire.services import iptables as ipt
 from podwire.services.claims import Claims
 from podwire.services.iptplan import TABLES, Ruleset, Tables, parse_save
+from podwire.services.model import FrontendKey
 
 _LOG = logging.getLogger(__name__)
 _LOOK_S = 30.0
@@ -36,6 +37,7 @@ class IptablesBackend:
     """`ServiceBackend` by the programs iptables-restore and iptables-save."""
 
     name = "iptables"
+    former: frozenset[FrontendKey] = frozenset()  # rules are compared, never read as frontends
 
     def __init__(
         self, families: Iterable[int], claims: Claims, *, flavour: str | None = None

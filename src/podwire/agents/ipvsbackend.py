@@ -17,7 +17,7 @@ import select
 from collections.abc import Iterable, Iterator
 from ipaddress import ip_address, ip_interface, ip_network
 
-from podwire.agents.servicekernel import Ranges
+from podwire.agents.servicekernel import Ranges, read_keys
 from podwire.errors import KernelError
 from podwire.kernel import ipvs as kernel
 from podwire.kernel import nft, sysctl
@@ -31,6 +31,7 @@ from podwire.services import ipvs
 from podwire.services import nftables as nf
 from podwire.services.claims import Claims
 from podwire.services.ipvsplan import Plan, Ruleset
+from podwire.services.model import FrontendKey
 from podwire.services.plan import Elements, split_step
 
 _LOG = logging.getLogger(__name__)
@@ -58,6 +59,7 @@ class IpvsBackend:
             self._wake.register(source, select.EPOLLIN)
         self._ranges = Ranges((), ())
         self._started = False
+        self.former: frozenset[FrontendKey] = frozenset()
 
     @property
     def ruleset(self) -> Ruleset:
@@ -68,6 +70,7 @@ class IpvsBackend:
         self._ranges = ranges
         sysctl.write(ipvs.SYSCTLS)
         self._make_base()
+        self.former = read_keys(self._dump(), ipvs.FRONTENDS)
         return False
 
     def _make_base(self) -> None:

@@ -47,6 +47,8 @@ class ServiceBackend(Protocol):
     """One way to have the kernel balance Services. Errors are `KernelError`."""
 
     name: str
+    former: frozenset[FrontendKey]
+    """What `open` found an earlier agent's frontends to be, where the back end can read them."""
 
     def open(self, ranges: Ranges) -> bool:
         """Make what is there without any Service, and take over what an earlier agent left.
@@ -88,6 +90,7 @@ class NftablesBackend:
         self._monitor = NfMonitor(lambda _family, table: table == nf.TABLE)
         self._monitor.ignore(self._elements.port)
         self._ranges = Ranges((), ())
+        self.former: frozenset[FrontendKey] = frozenset()
 
     @property
     def vips(self) -> frozenset[bytes]:
@@ -101,6 +104,7 @@ class NftablesBackend:
         self._ranges = ranges
         self._make_base()
         found = self._dump()
+        self.former = read_keys(found, nf.SERVICES)
         self._ruleset.adopt(found)
         return not any(found.values())
 
@@ -174,6 +178,12 @@ class NftablesBackend:
         self._elements.close()
         self._counters.close()
         self._nft.close()
+
+
+def read_keys(found: Elements, name: str) -> frozenset[FrontendKey]:
+    """The frontends a map has elements of."""
+    keys = [key for version in (4, 6) for key in found.get((version, name), {})]
+    return frozenset(nf.unpack_key(key) for key in keys if isinstance(key, bytes))
 
 
 def _counting(change: Change) -> Sequence[Key]:

@@ -49,6 +49,8 @@ _LOG = logging.getLogger(__name__)
 _PORTION = 200
 _CLEAN_DELAY_S = 0.01
 _RETRY_S = 1.0
+# What the kernel goes on refusing is tried ever more rarely: each time everything is compared.
+_REFUSED_RETRY_MAX_S = 60.0
 # What one node alone meets, and so tells itself.
 _OWN_TROUBLE = ("FailedToProgram", "FailedToStartServiceHealthcheck")
 _ZONE = "topology.kubernetes.io/zone"
@@ -100,6 +102,8 @@ class ServiceAgent:
         self._gone: list[FrontendKey] = []
         self._cleaning: asyncio.TimerHandle | None = None
         self._mend = False
+        self._refusals: dict[Owner, float] = {}
+        """Seconds until what the kernel refused is tried again."""
         self._telling: set[asyncio.Task[None]] = set()
         self.mended = 0
         self.latency_s: list[float] = []
@@ -226,6 +230,8 @@ class ServiceAgent:
         if not fresh:
             # An earlier agent's elements serve until all is known; then only differences are sent.
             self._try_mend()
+        # Whose Service went while no agent was there; TCP notices by itself.
+        self._gone += [key for key in self.backend.former if key.protocol == PROTOCOLS["UDP"]]
         self._clean()
         self._tell_health()
         self.synced.set()
@@ -344,6 +350,7 @@ class ServiceAgent:
                 self._set(owner, before[owner])
                 self._try_mend()
                 self._refused(owner, refusal)
+                self._try_again(owner)
                 kept = before[owner] or Programmed(0, CompiledService(owner.key))
                 fresh[owner] = Programmed(kept.revision, kept.compiled, str(refusal))
 
@@ -359,8 +366,19 @@ class ServiceAgent:
     def _refused(self, owner: Owner, error: KernelError) -> None:
         _LOG.error("%s: the kernel refused it, the former state works on: %s", owner, error)
         service = self.services.objects.get(owner.key) if owner.kind == "Service" else None
-        if service is not None:
+        former = self.programmed.get(owner)
+        if service is not None and (former is None or former.error != str(error)):
             self._spawn_event(service, "FailedToProgram", str(error))
+
+    def _try_again(self, owner: Owner) -> None:
+        """What was refused may have room later: memory, or the programs' lock, come back."""
+        delay = self._refusals.get(owner, _RETRY_S)
+        self._refusals[owner] = min(2 * delay, _REFUSED_RETRY_MAX_S)
+        asyncio.get_running_loop().call_later(delay, self._retry, owner)
+
+    def _retry(self, owner: Owner) -> None:
+        if owner in self._refusals:
+            self._touch(owner)
 
     def _compile(self, owner: Owner) -> Programmed | None:
         if owner.kind == "Pod":
@@ -393,6 +411,7 @@ class ServiceAgent:
     def _remember(self, owner: Owner, programmed: Programmed | None) -> None:
         former = self.programmed.get(owner)
         if programmed is None or not programmed.error:
+            self._refusals.pop(owner, None)
             self.progress.done(owner)
         else:
             self.progress.refuse(owner, programmed.error)

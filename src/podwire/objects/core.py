@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ipaddress import ip_address
 from typing import Any
 
 from msgspec import field
@@ -427,11 +428,21 @@ class Node(Object):
 
     @property
     def internal_ips(self) -> list[str]:
-        return [a.address for a in self.status.addresses if a.type == "InternalIP"]
+        """What is no address is left out: the API takes any text (ValidateNode looks at none)."""
+        found = [a.address for a in self.status.addresses if a.type == "InternalIP"]
+        return [text for text in found if _is_address(text)]
 
     @property
     def ready(self) -> bool:
         return any(c.type == "Ready" and c.status == "True" for c in self.status.conditions)
+
+
+def _is_address(text: str) -> bool:
+    try:
+        ip_address(text)
+    except ValueError:
+        return False
+    return True
 
 
 class NamespaceSpec(View):

@@ -8,8 +8,8 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
-from service_net import Ask, ServiceNet
-from service_rows import CLUSTER_IP, ep
+from service_net import UDP, Ask, Sender, ServiceNet, wait
+from service_rows import CLUSTER_IP, NODE_IP, ep
 from service_worlds import CLUSTER_CIDRS, NODE, SERVICE_CIDRS, make_service, make_slice
 
 from podwire.agents.config import ServiceConfig
@@ -34,9 +34,10 @@ class Refusing(NftablesBackend):
     def __init__(self, claims: Claims) -> None:
         super().__init__((4,), claims)
         self._owned = claims
+        self.full = True
 
     def commit(self) -> None:
-        if any(len(f.backends) > 1 for f in self._owned.frontends.values()):
+        if self.full and any(len(f.backends) > 1 for f in self._owned.frontends.values()):
             raise KernelError("nf_tables: no room", errno=12)
         super().commit()
 
@@ -63,7 +64,8 @@ class Agent(ServiceAgent):
 
     def have(self, service: Service, *hosts: str) -> None:
         self.known[service.key] = service
-        piece = make_slice(*map(ep, hosts), name=service.metadata.name)
+        ports = [{"name": p.name, "port": 8080, "protocol": p.protocol} for p in service.spec.ports]
+        piece = make_slice(*map(ep, hosts), name=service.metadata.name, ports=ports)
         piece.metadata.labels[SERVICE_NAME_LABEL] = service.metadata.name
         change: Change[EndpointSlice] = Change(None, piece)
         self._slice_changed(change)
@@ -115,6 +117,28 @@ def test_a_refused_service_keeps_what_it_had_and_is_told(scratch: Path) -> None:
         in_loop(body)
 
 
+def test_what_was_refused_is_tried_again_by_itself(scratch: Path) -> None:
+    async def body() -> None:
+        agent = Agent(refusing=True)
+        assert isinstance(agent.backend, Refusing)
+        agent.have(make_service(), "here-a", "far-a")
+        agent.work()
+        agent._wake.clear()
+        for _ in range(2):  # refused again, which is told once
+            await asyncio.wait_for(agent._wake.wait(), 10)
+            agent._wake.clear()
+            assert agent.programmed[WEB].error
+            agent.work()
+            agent.backend.full = False
+        assert not agent.programmed[WEB].error
+        assert hosts_of(net, CLUSTER_IP) == {"here-a", "far-a"}
+        assert [reason for reason, _ in agent.told] == ["FailedToProgram"]
+        agent.close()
+
+    with ServiceNet(scratch) as net:
+        in_loop(body)
+
+
 def test_what_somebody_took_away_is_put_back_by_the_next_change(scratch: Path) -> None:
     async def body() -> None:
         agent = Agent(refusing=False)
@@ -133,6 +157,30 @@ def test_what_somebody_took_away_is_put_back_by_the_next_change(scratch: Path) -
         assert hosts_of(net, CLUSTER_IP) == {"here-b"}
         assert agent.told == []
         agent.close()
+
+    with ServiceNet(scratch) as net:
+        in_loop(body)
+
+
+def test_flows_of_a_service_that_went_while_no_agent_was_there_end(scratch: Path) -> None:
+    """At a node's own address only the elements tell that a flow was a Service's."""
+
+    async def body() -> None:
+        port = {"name": "dns", "port": 80, "protocol": "UDP", "nodePort": 30053}
+        agent = Agent(refusing=False)
+        agent.have(make_service(type="NodePort", ports=[port]), "here-a")
+        agent.work()
+        with Sender(net, Ask("outside", NODE_IP, 30053, UDP)) as sender:
+            wait(lambda: net.server.received.get(("here-a", 8080)))
+            agent.close()
+            next_one = Agent(refusing=False)
+            await next_one._start()
+            assert next_one.cleaner.deleted == {"service gone": 1}
+            sender.wait_sent(10)
+            received = net.server.received["here-a", 8080]
+            sender.wait_sent(10)
+            assert net.server.received["here-a", 8080] == received
+            next_one.close()
 
     with ServiceNet(scratch) as net:
         in_loop(body)

@@ -10,6 +10,7 @@ import msgspec
 from podwire.apiserver.schema import Schema, builtin
 from podwire.controllers import views
 from podwire.objects import kinds
+from podwire.objects.core import Node
 from podwire.objects.meta import Kind, View
 
 KINDS = [kind for kind in vars(kinds).values() if isinstance(kind, Kind)] + [views.POD]
@@ -46,3 +47,11 @@ def test_every_field_of_a_view_exists_somewhere_the_view_is_used() -> None:
             used[name] = used.get(name, False) or exists
     assert len(used) > 300
     assert [name for name, exists in used.items() if not exists] == []
+
+
+def test_an_internal_ip_that_is_no_address_is_left_out() -> None:
+    """Everybody may write a Node's status as text; no agent may stumble over another node's."""
+    texts = ["bogus", "172.30.0.4", "", "fd00:30::4"]
+    addresses = [{"type": "InternalIP", "address": text} for text in texts]
+    node = msgspec.convert({"status": {"addresses": addresses}}, Node)
+    assert node.internal_ips == ["172.30.0.4", "fd00:30::4"]
