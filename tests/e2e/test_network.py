@@ -322,7 +322,7 @@ def test_non_masquerade_cidrs_may_hold_the_nodes(network: Any, tools: Any) -> No
 @pytest.mark.parametrize("mode", ["hairpin-veth", "promiscuous-bridge", "none"])
 def test_kubenet_hairpin_modes(mode: Any, tools: Any) -> None:
     """Ports reflect, or the bridge is promiscuous and its doubles are dropped, or neither."""
-    with Lab(f"hp-{mode}", nodes=1, network="kubenet", hairpin_mode=mode) as lab:
+    with Lab(f"hp-{mode}", nodes=1, network="kubenet", hairpin_mode=mode, dns="none") as lab:
         lab.apply_text("".join(PEER.format(name=n, node="node-1") for n in ("a1", "a2")))
         ports = [
             link
@@ -360,7 +360,7 @@ def delete_pod(lab: Lab, tools: Any, name: str) -> None:
 
 def test_addresses_run_out_and_come_back(tools: Any) -> None:
     """A /29 has five pod addresses; the sixth pod waits, says why, and starts when one is freed."""
-    with Lab("full", nodes=1, node_mask=29, pod_cidrs=("10.244.0.0/24",)) as lab:
+    with Lab("full", nodes=1, node_mask=29, pod_cidrs=("10.244.0.0/24",), dns="none") as lab:
         names = [f"p{i}" for i in range(5)]
         lab.apply_text("".join(PEER.format(name=n, node="node-1") for n in names))
         assert len({pod.status.pod_ip for pod in lab.pods()}) == 5

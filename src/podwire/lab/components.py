@@ -28,10 +28,11 @@ from podwire.dns.index import Index, ZoneOptions
 from podwire.dns.podfiles import PodFiles
 from podwire.dns.records import Zone
 from podwire.dns.server import Server, bind
-from podwire.lab import nodelocal
+from podwire.lab import fabric, nodelocal
 from podwire.lab import publish as relay
 from podwire.lab.holder import Context
 from podwire.lab.outsidezone import OutsideZone, default_zone
+from podwire.lab.podroutes import PodRoutes
 from podwire.lab.spec import API_PORT, OUTSIDE
 from podwire.lab.wire import ForkSpawner
 from podwire.runtime.config import KubeletConfig
@@ -120,7 +121,9 @@ async def _controllers(context: Context) -> None:
             service_cidrs=spec.service_networks(),
             load_balancer_pools=spec.pools(),
         )
-        await run_controllers(api, config)
+        async with asyncio.TaskGroup() as group:
+            group.create_task(PodRoutes(api, fabric.BRIDGE).run())
+            group.create_task(run_controllers(api, config))
 
 
 def standin(context: Context) -> None:
