@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import gc
 import os
 import selectors
 import signal
@@ -354,6 +355,9 @@ def main() -> None:
     if args.serve:
         libc.set_pdeathsig(9)
         role, folder = args.serve[0], Path(args.serve[1])
+        # As every component of a lab has it (lab/components.py).
+        gc.freeze()
+        gc.set_threshold(20_000, 20, 50)
         uvloop.run(serve_api(folder) if role == "api" else serve_agent(folder))
         return
     userns.unshare_as_root(libc.CLONE_NEWNET | libc.CLONE_NEWNS)

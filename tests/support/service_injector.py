@@ -152,11 +152,13 @@ class Injector:
         unknown = {_key(p): p for group in sent for p in group if _key(p) not in table}
         for wire in wires:
             refused |= wire.refusals(_QUIET_S if unknown else 0.0)
-        silent = [p for key, p in unknown.items() if key not in refused and not p.from_node]
+        silent = [p for key, p in unknown.items() if key not in refused]
         if silent:
             # A burst may overflow the queue of the receiving device: said again, as TCP would.
+            refused |= self._send_from_node(p for p in silent if p.from_node)
             for packet in silent:
-                self._wires.get(packet.src, self._uplink).send(frame(packet))
+                if not packet.from_node:
+                    self._wires.get(packet.src, self._uplink).send(frame(packet))
             for wire in wires:
                 refused |= wire.refusals(_QUIET_S)
             table = self._table(sent)

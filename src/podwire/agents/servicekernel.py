@@ -90,6 +90,7 @@ class NftablesBackend:
         self._monitor = NfMonitor(lambda _family, table: table == nf.TABLE)
         self._monitor.ignore(self._elements.port)
         self._ranges = Ranges((), ())
+        self._found: tuple[int, Elements] | None = None
         self.former: frozenset[FrontendKey] = frozenset()
 
     @property
@@ -104,6 +105,7 @@ class NftablesBackend:
         self._ranges = ranges
         self._make_base()
         found = self._dump()
+        self._found = self._elements.generation(), found
         self.former = read_keys(found, nf.SERVICES)
         self._ruleset.adopt(found)
         return not any(found.values())
@@ -138,8 +140,16 @@ class NftablesBackend:
             self._apply(self._ruleset.plan())
 
     def mend(self) -> None:
+        self._apply(self._ruleset.mend(self._look()))
+
+    def _look(self) -> Elements:
+        """What the kernel has now. What `open` read still counts if nobody did anything since."""
+        generation, found = self._found or (0, {})
+        self._found = None
+        if found and generation == self._elements.generation():
+            return found
         self._make_base()
-        self._apply(self._ruleset.mend(self._dump()))
+        return self._dump()
 
     def _apply(self, plan: Plan) -> None:
         for version, names in plan.chains.items():
