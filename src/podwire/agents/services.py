@@ -106,7 +106,6 @@ class ServiceAgent:
         """Seconds until what the kernel refused is tried again."""
         self._telling: set[asyncio.Task[None]] = set()
         self.mended = 0
-        self.latency_s: list[float] = []
         self.latency = Histogram()
         self.progress = Progress()
         self._watchers: set[asyncio.Event] = set()
@@ -266,10 +265,8 @@ class ServiceAgent:
                 now = time.monotonic()
                 for owner in portion:
                     self.latency.observe(now - since[owner])
-                self.latency_s.append(now - min(since[owner] for owner in portion))
                 self._moved()
                 await asyncio.sleep(0)
-            del self.latency_s[:-1000]
             self._tell_health()
 
     def _ranges(self) -> Ranges:

@@ -12,8 +12,8 @@ from collections.abc import Iterable, Sequence
 from typing import Final
 
 from podwire.errors import UsageError
+from podwire.kernel.sockets import open_socket
 
-_BACKLOG: Final = 1024
 _ANYWHERE: Final = ("0.0.0.0", "::")
 
 
@@ -42,7 +42,7 @@ def _open(
     failures: list[str] = []
     for address in addresses:
         try:
-            opened.append(_bound(kind, address, port))
+            opened.append(open_socket(address, port, kind))
         except OSError as error:
             failures.append(f"{address} port {port}: {error.strerror}")
     # A host without IPv6 has no `::` to listen on, which is no fault.
@@ -51,23 +51,6 @@ def _open(
             sock.close()
         raise UsageError(f"listening on {'; '.join(failures)}")
     return opened
-
-
-def _bound(kind: socket.SocketKind, address: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    sock = socket.socket(family, kind)
-    try:
-        if family == socket.AF_INET6:
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        if kind == socket.SOCK_STREAM:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.bind((address, port))
-        if kind == socket.SOCK_STREAM:
-            sock.listen(_BACKLOG)
-    except OSError:
-        sock.close()
-        raise
-    return sock
 
 
 def parse_listener(text: str) -> tuple[str, int]:

@@ -18,8 +18,8 @@ from podwire.cni.links import interface
 from podwire.kernel import netns
 from podwire.kernel.requests import Add, Address, Request
 from podwire.kernel.rtnl import Rtnl
+from podwire.kernel.sockets import open_socket
 from podwire.lab.spec import NODE_LOCAL_DNS, LabSpec
-from podwire.runtime.activation import open_socket
 
 # Of the loopback device, because not every kernel has dummy ones; to the pods it is the same.
 DEVICE: Final = "lo"

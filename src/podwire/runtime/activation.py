@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Final
 
 from podwire.kernel import netns
+from podwire.kernel.sockets import open_socket
 from podwire.objects.core import ContainerPort
 
-_BACKLOG: Final = 1024
 _KINDS: Final = {"TCP": socket.SOCK_STREAM, "UDP": socket.SOCK_DGRAM}
 
 
@@ -44,24 +44,6 @@ class ActivatedSockets:
     def release(self, uid: str) -> None:
         for sockets in self._held.pop(uid, {}).values():
             _close(sockets)
-
-
-def open_socket(address: str, port: int, kind: int) -> socket.socket:
-    """One bound socket, listening if it is a stream; an IPv6 one takes no IPv4."""
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    sock = socket.socket(family, kind)
-    try:
-        if family == socket.AF_INET6:
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        if kind == socket.SOCK_STREAM:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.bind((address, port))
-        if kind == socket.SOCK_STREAM:
-            sock.listen(_BACKLOG)
-    except OSError:
-        sock.close()
-        raise
-    return sock
 
 
 def _open_all(

@@ -115,14 +115,6 @@ def _unserved(packet: Packet, domain: Domain) -> Outcome:
     return Outcome("pass", "not a Service address")
 
 
-def claim_frontends(frontends: Iterable[Frontend]) -> dict[FrontendKey, Frontend]:
-    """One frontend per key; where several Services claim one, the first in the given order."""
-    claimed: dict[FrontendKey, Frontend] = {}
-    for frontend in frontends:
-        claimed.setdefault(frontend.key, frontend)
-    return claimed
-
-
 def address_ranges(networks: Iterable[Network]) -> Ranges:
     """Networks as (first, last) pairs."""
     return tuple((n[0].packed, n[-1].packed) for n in networks)

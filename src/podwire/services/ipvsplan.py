@@ -30,7 +30,7 @@ from podwire.services import nftables as nf
 from podwire.services.claims import Claims
 from podwire.services.ipvs import Name, Server, Servers
 from podwire.services.model import Frontend, FrontendKey
-from podwire.services.plan import Elements, Place
+from podwire.services.plan import Elements, Place, Step
 
 Draining = tuple[Name, str]
 
@@ -52,38 +52,15 @@ class Plan:
         return self == Plan()
 
 
-@dataclass
-class _Step:
-    """Changes of elements in the making; an element deleted and added is replaced."""
-
-    delete: dict[Place, list[Key]] = field(default_factory=dict)
-    add: dict[Place, list[tuple[Key, Data]]] = field(default_factory=dict)
-
-    def put(self, place: Place, key: Key, data: Data) -> None:
-        self.add.setdefault(place, []).append((key, data))
-
-    def remove(self, place: Place, key: Key) -> None:
-        self.delete.setdefault(place, []).append(key)
-
-    def changes(self) -> tuple[Change, ...]:
-        places = sorted({*self.delete, *self.add}, key=lambda p: (p[0], ipvs.SETS.index(p[1])))
-        return tuple(
-            Change(
-                nf.FAMILY_NAMES[place[0]],
-                ipvs.TABLE,
-                place[1],
-                tuple(self.delete.get(place, ())),
-                tuple(self.add.get(place, ())),
-            )
-            for place in places
-        )
+def _step() -> Step:
+    return Step(ipvs.TABLE, ipvs.SETS)
 
 
 @dataclass
 class _Steps:
-    claim: _Step = field(default_factory=_Step)
-    switch: _Step = field(default_factory=_Step)
-    release: _Step = field(default_factory=_Step)
+    claim: Step = field(default_factory=_step)
+    switch: Step = field(default_factory=_step)
+    release: Step = field(default_factory=_step)
     serve: list[str] = field(default_factory=list)
     withdraw: list[str] = field(default_factory=list)
     appear: list[bytes] = field(default_factory=list)

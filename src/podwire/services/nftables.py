@@ -145,11 +145,9 @@ class Rendered:
     internal: tuple[Backend, ...] = ()
 
 
-def render_frontend(
-    frontend: Frontend, before: Rendered | None = None, *, keep_places: bool = True
-) -> Rendered:
+def render_frontend(frontend: Frontend, before: Rendered | None = None) -> Rendered:
     """The frontend's verdicts and slots; backends keep their places in `before` where they can."""
-    former = before if before and keep_places else Rendered("")
+    former = before or Rendered("")
     slots = _slots(frontend, frontend.backends, former.slots)
     if frontend.internal is None:
         if not slots:

@@ -60,9 +60,14 @@ class Plan:
 
 
 @dataclass
-class _Step:
-    """One transaction in the making; an element deleted and added is replaced."""
+class Step:
+    """One transaction on a table in the making; an element deleted and added is replaced.
 
+    `sets` are the table's, in the order they are changed.
+    """
+
+    table: str
+    sets: Sequence[str]
     delete: dict[Place, list[Key]] = field(default_factory=dict)
     add: dict[Place, list[tuple[Key, Data]]] = field(default_factory=dict)
 
@@ -73,17 +78,21 @@ class _Step:
         self.delete.setdefault(place, []).append(key)
 
     def changes(self) -> tuple[Change, ...]:
-        places = {**self.delete, **self.add}
+        places = sorted({*self.delete, *self.add}, key=lambda p: (p[0], self.sets.index(p[1])))
         return tuple(
             Change(
                 nf.FAMILY_NAMES[place[0]],
-                nf.TABLE,
+                self.table,
                 place[1],
                 tuple(self.delete.get(place, ())),
                 tuple(self.add.get(place, ())),
             )
-            for place in sorted(places, key=lambda p: (p[0], SETS.index(p[1])))
+            for place in places
         )
+
+
+def _three_steps() -> tuple[Step, Step, Step]:
+    return Step(nf.TABLE, SETS), Step(nf.TABLE, SETS), Step(nf.TABLE, SETS)
 
 
 @dataclass(frozen=True)
@@ -115,7 +124,7 @@ class Ruleset:
 
     def plan(self) -> Plan:
         """What leads from the last plan to what should be now; the state moves on."""
-        steps = (_Step(), _Step(), _Step())
+        steps = _three_steps()
         new_chains: dict[int, list[str]] = {4: [], 6: []}
         vips: Counter[bytes] = Counter()
         hairpins: Counter[bytes] = Counter()
@@ -160,7 +169,7 @@ class Ruleset:
         key: FrontendKey,
         before: _Installed | None,
         after: _Installed | None,
-        steps: tuple[_Step, _Step, _Step],
+        steps: tuple[Step, Step, Step],
     ) -> None:
         version = _version(key)
         old = frontend_elements(before.frontend, before.rendered) if before else {}
@@ -172,7 +181,7 @@ class Ruleset:
 
     @staticmethod
     def _addresses(
-        name: str, users: Counter[bytes], changes: Counter[bytes], steps: Sequence[_Step]
+        name: str, users: Counter[bytes], changes: Counter[bytes], steps: Sequence[Step]
     ) -> None:
         """Count who uses an address; the first makes the element, the last takes it away."""
         for ip, change in changes.items():
@@ -229,7 +238,7 @@ class Ruleset:
         """What leads from `found` in the kernel to what should be; chains are made anew."""
         self.plan()
         self._seeds = {}
-        steps = (_Step(), _Step(), _Step())
+        steps = _three_steps()
         for place, wanted in self.elements().items():
             _set_difference(place, found.get(place, {}), wanted, steps)
         changes = tuple(part for step in steps if (part := step.changes()))
@@ -259,7 +268,7 @@ def _count(
 
 
 def _set_difference(
-    place: Place, was: Mapping[Key, Data], will: Mapping[Key, Data], steps: Sequence[_Step]
+    place: Place, was: Mapping[Key, Data], will: Mapping[Key, Data], steps: Sequence[Step]
 ) -> None:
     """Put what differs where it belongs: verdicts in the switch, the rest around it."""
     name = place[1]
