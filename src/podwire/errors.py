@@ -2,7 +2,8 @@
 
     PodwireError
     ├── UsageError            the user asked for something impossible; the message says what to do
-    │   └── CorefileError         a Corefile says something wrong or unsupported (has its place)
+    │   ├── CorefileError         a Corefile says something wrong or unsupported (has its place)
+    │   └── PolicyError           a network policy means nothing as it is written (object and field)
     ├── LabError              a lab cannot be built, found or changed
     │   ├── LabNotFoundError
     │   └── LabExistsError
@@ -47,6 +48,14 @@ class CorefileError(UsageError):
     def __init__(self, message: str, *, file: str, line: int, column: int) -> None:
         self.file, self.line, self.column = file, line, column
         super().__init__(f"{file}:{line}:{column}: {message}")
+
+
+class PolicyError(UsageError):
+    """`policy` is the object in words, `path` the field, e.g. `spec.ingress[0].from[1].ipBlock`."""
+
+    def __init__(self, policy: object, path: str, message: str) -> None:
+        self.policy, self.path, self.message = str(policy), path, message
+        super().__init__(f"{policy}: {path}: {message}")
 
 
 class LabError(PodwireError):

@@ -1,0 +1,128 @@
+"""What policies speak of: namespaces, pods, nodes, addresses of names. A snapshot. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from ipaddress import ip_address
+from typing import Final, NamedTuple
+
+from podwire.objects.core import Namespace, Node, Pod
+from podwire.objects.meta import Key
+from podwire.policy.model import PROTOCOLS, Address, NamedPort, PortRange
+
+NAME_LABEL: Final = "kubernetes.io/metadata.name"
+
+
+class ContainerPort(NamedTuple):
+    name: str
+    protocol: int
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class PodView:
+    """A pod as policies see it. `ips` is empty for pods of files and those without address yet.
+
+    `ports` are the named container ports, of sidecars too, in the order of the manifest.
+    """
+
+    key: Key
+    labels: Mapping[str, str] = field(default_factory=dict)
+    ips: tuple[Address, ...] = ()
+    node: str = ""
+    ports: tuple[ContainerPort, ...] = ()
+    host_network: bool = False
+
+    def resolve(self, port: NamedPort) -> tuple[PortRange, ...]:
+        """The numbers the name stands for on this pod (S9): name and protocol must agree."""
+        return tuple(
+            PortRange(own.protocol, own.number, own.number)
+            for own in self.ports
+            if own.name == port.name and port.protocol in (None, own.protocol)
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class NodeView:
+    name: str
+    labels: Mapping[str, str] = field(default_factory=dict)
+    ips: tuple[Address, ...] = ()
+
+
+@dataclass(frozen=True)
+class World:
+    """`namespaces` maps names to labels, `names` domain names to the addresses answered for them.
+
+    Every namespace of a pod must be in `namespaces`; `make_world` sees to it.
+    """
+
+    namespaces: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    pods: Mapping[Key, PodView] = field(default_factory=dict)
+    nodes: Mapping[str, NodeView] = field(default_factory=dict)
+    names: Mapping[str, frozenset[Address]] = field(default_factory=dict)
+
+    @cached_property
+    def owners(self) -> Mapping[Address, PodView | NodeView]:
+        """Who has an address for itself: a pod, or a node (then for its hostNetwork pods too)."""
+        owners: dict[Address, PodView | NodeView] = {}
+        for node in self.nodes.values():
+            owners.update(dict.fromkeys(node.ips, node))
+        for pod in self.pods.values():
+            if not pod.host_network:
+                owners.update(dict.fromkeys(pod.ips, pod))
+        return owners
+
+
+def make_world(
+    pods: Iterable[PodView],
+    namespaces: Mapping[str, Mapping[str, str]] | None = None,
+    nodes: Iterable[NodeView] = (),
+    names: Mapping[str, frozenset[Address]] | None = None,
+) -> World:
+    """Namespaces that are only named by their pods get the label every namespace has (S7)."""
+    by_key = {pod.key: pod for pod in pods}
+    labels = {name: namespace_labels(name, own) for name, own in (namespaces or {}).items()}
+    for key in by_key:
+        if key.namespace not in labels:
+            labels[key.namespace] = namespace_labels(key.namespace, {})
+    return World(labels, by_key, {node.name: node for node in nodes}, names or {})
+
+
+def namespace_labels(name: str, labels: Mapping[str, str]) -> dict[str, str]:
+    """With `kubernetes.io/metadata.name`, which the API server sets and files do not have."""
+    return {**labels, NAME_LABEL: name}
+
+
+def view_namespace(namespace: Namespace) -> tuple[str, dict[str, str]]:
+    name = namespace.metadata.name
+    return name, namespace_labels(name, namespace.metadata.labels)
+
+
+def view_node(node: Node) -> NodeView:
+    """All of `status.addresses` that are addresses: a name is none."""
+    ips = tuple(ip_address(text) for text in node.internal_ips)
+    return NodeView(node.metadata.name, node.metadata.labels, ips)
+
+
+def view_pod(pod: Pod, ips: Iterable[str] | None = None) -> PodView | None:
+    """None for a pod that has ended: it is neither peer nor subject, its address may be another's
+    (S18). `ips` stand for the status where it is not written yet."""
+    if pod.finished:
+        return None
+    addresses = [entry.ip for entry in pod.status.pod_ips] if ips is None else ips
+    sidecars = [c for c in pod.spec.init_containers if c.restart_policy == "Always"]
+    return PodView(
+        key=pod.key,
+        labels=pod.metadata.labels,
+        ips=tuple(ip_address(text) for text in addresses if text),
+        node=pod.spec.node_name,
+        ports=tuple(
+            ContainerPort(port.name, PROTOCOLS[port.protocol], port.container_port)
+            for container in [*pod.spec.containers, *sidecars]
+            for port in container.ports
+            if port.name and port.protocol in PROTOCOLS
+        ),
+        host_network=pod.spec.host_network,
+    )
