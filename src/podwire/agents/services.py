@@ -30,7 +30,6 @@ from podwire.objects.discovery import EndpointSlice, ServiceCidr
 from podwire.objects.meta import Key, Object
 from podwire.services.claims import Claims, Owner, Rank
 from podwire.services.evaluate import Domain, address_ranges
-from podwire.services.exposition import Histogram
 from podwire.services.hostports import compile_host_ports, container_ports
 from podwire.services.model import (
     PROTOCOLS,
@@ -41,8 +40,9 @@ from podwire.services.model import (
     NodeView,
     compile_service,
 )
-from podwire.services.progress import Progress
 from podwire.services.tally import Tally
+from podwire.telemetry.exposition import Histogram
+from podwire.telemetry.progress import Progress
 
 _LOG = logging.getLogger(__name__)
 # Services in one portion at the start: about 20 ms of compiling and one transaction.
@@ -107,7 +107,7 @@ class ServiceAgent:
         self._telling: set[asyncio.Task[None]] = set()
         self.mended = 0
         self.latency = Histogram()
-        self.progress = Progress()
+        self.progress: Progress[Owner] = Progress()
         self._watchers: set[asyncio.Event] = set()
         self.synced = asyncio.Event()
         self.health = ProxyHealth()

@@ -29,7 +29,6 @@ from podwire.objects.meta import Key, format_time
 from podwire.services.claims import Owner
 from podwire.services.metrics import NodeNumbers, render_metrics
 from podwire.services.model import Address, FrontendKey
-from podwire.services.progress import CONDITION, describe_progress, write_interval_s
 from podwire.services.report import (
     Counts,
     NodeReport,
@@ -39,6 +38,7 @@ from podwire.services.report import (
     address_text,
     describe_service,
 )
+from podwire.telemetry.progress import SERVICES, describe_progress, write_interval_s
 
 _LOG = logging.getLogger(__name__)
 _JSON = "application/json"
@@ -199,17 +199,17 @@ class ServiceStatus:
                 try:
                     await self._write()
                 except (ApiError, OSError, TimeoutError) as error:
-                    _LOG.info("node %s: %s not written: %s", self._name, CONDITION, error)
+                    _LOG.info("node %s: %s not written: %s", self._name, SERVICES, error)
                     moved.set()
 
     async def _write(self) -> None:
-        words = describe_progress(self._agent.progress)
+        words = describe_progress(self._agent.progress, "Services")
         if words == self._written:
             return
         status, reason, message = words
         now = format_time(dt.datetime.now(dt.UTC))
         condition = {
-            "type": CONDITION,
+            "type": SERVICES,
             "status": status,
             "reason": reason,
             "message": message,

@@ -23,8 +23,7 @@ from podwire.objects.core import Condition, Node, Service
 from podwire.objects.discovery import EndpointSlice
 from podwire.objects.meta import JsonObject, Key, Object, format_time
 from podwire.services.model import HEADLESS_LABEL, PROXY_NAME_LABEL, ignored
-from podwire.services.progress import CONDITION as NODE_CONDITION
-from podwire.services.progress import parse_progress
+from podwire.telemetry.progress import SERVICES, parse_progress
 
 CONDITION: Final = "networking.podwire.dev/Programmed"
 _PATIENCE_S: Final = 5.0
@@ -44,7 +43,7 @@ def evaluate_programmed(key: Key, revision: int, nodes: Iterable[Node]) -> Verdi
     """Pure: what the Ready nodes have of a Service's `revision`; without any, or before the first
     one tells its number, there is nothing to say."""
     ready = {
-        node.metadata.name: condition_of(node.status.conditions, NODE_CONDITION)
+        node.metadata.name: condition_of(node.status.conditions, SERVICES)
         for node in nodes
         if node.ready
     }
@@ -148,7 +147,7 @@ class ServiceProgrammed:
     def _said(node: Node | None) -> tuple[bool, str]:
         if node is None:
             return False, ""
-        found = condition_of(node.status.conditions, NODE_CONDITION)
+        found = condition_of(node.status.conditions, SERVICES)
         return node.ready, found.message if found else ""
 
     async def _reconcile(self, key: Key) -> float | None:

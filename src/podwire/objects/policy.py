@@ -149,3 +149,48 @@ class ClusterPolicy(Object):
     """ClusterNetworkPolicy, AdminNetworkPolicy or BaselineAdminNetworkPolicy."""
 
     spec: ClusterPolicySpec = ClusterPolicySpec()
+
+
+# --- what policies read of a Pod ------------------------------------------------------------------
+
+
+class PeerPort(View):
+    container_port: int
+    name: str = ""
+    protocol: str = "TCP"
+
+
+class PeerContainer(View):
+    ports: list[PeerPort] = []
+    restart_policy: str = ""
+
+
+class PeerPodSpec(View):
+    containers: list[PeerContainer] = []
+    init_containers: list[PeerContainer] = []
+    node_name: str = ""
+    host_network: bool = False
+
+
+class PeerPodIp(View):
+    ip: str = ""
+
+
+class PeerPodStatus(View):
+    phase: str = ""
+    pod_ips: list[PeerPodIp] = field(default=[], name="podIPs")
+
+
+class PeerPod(Object):
+    """A Pod as every node needs it of every other: labels, addresses, named ports.
+
+    Decoding it costs a fraction of a whole Pod, and each node hears of each pod's changes.
+    """
+
+    spec: PeerPodSpec = PeerPodSpec()
+    status: PeerPodStatus = PeerPodStatus()
+
+    @property
+    def finished(self) -> bool:
+        """Succeeded or Failed: its address is released and no rule may select it any more."""
+        return self.status.phase in ("Succeeded", "Failed")

@@ -65,8 +65,9 @@ class _UnknownError(Exception):
     """A union has a member this version does not know."""
 
 
-def parse_cluster_policy(obj: ClusterPolicy) -> Policy:
-    ref = PolicyRef(obj.kind or "ClusterNetworkPolicy", "", obj.metadata.name)
+def parse_cluster_policy(obj: ClusterPolicy, kind: str = "") -> Policy:
+    """`kind` is for objects of a list, which do not say it themselves."""
+    ref = PolicyRef(kind or obj.kind or "ClusterNetworkPolicy", "", obj.metadata.name)
     spec = obj.spec
     tier = _KIND_TIERS.get(ref.kind, _TIERS.get(spec.tier))
     if tier is None:

@@ -10,6 +10,7 @@ from typing import Final, NamedTuple
 
 from podwire.objects.core import Namespace, Node, Pod
 from podwire.objects.meta import Key
+from podwire.objects.policy import PeerPod
 from podwire.policy.model import PROTOCOLS, Address, NamedPort, PortRange
 
 NAME_LABEL: Final = "kubernetes.io/metadata.name"
@@ -106,7 +107,7 @@ def view_node(node: Node) -> NodeView:
     return NodeView(node.metadata.name, node.metadata.labels, ips)
 
 
-def view_pod(pod: Pod, ips: Iterable[str] | None = None) -> PodView | None:
+def view_pod(pod: Pod | PeerPod, ips: Iterable[str] | None = None) -> PodView | None:
     """None for a pod that has ended: it is neither peer nor subject, its address may be another's
     (S18). `ips` stand for the status where it is not written yet."""
     if pod.finished:

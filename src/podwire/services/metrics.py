@@ -16,10 +16,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from podwire.objects.meta import Key
-from podwire.services.exposition import Histogram, Labels, Page
 from podwire.services.model import Frontend, FrontendKey
 from podwire.services.report import NO_COUNTS, Counts
 from podwire.services.traffic import Traffic
+from podwire.telemetry.exposition import Histogram, Labels, Page
 
 _PREFIX = "podwire_service"
 

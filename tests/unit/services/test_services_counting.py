@@ -15,12 +15,12 @@ from podwire.kernel.nfcounters import Counted
 from podwire.objects.meta import Key
 from podwire.services import nftables as nf
 from podwire.services.endpoints import Backend
-from podwire.services.exposition import Histogram, Page, render_labels
 from podwire.services.metrics import NodeNumbers, render_metrics
 from podwire.services.model import Frontend, FrontendKey
 from podwire.services.report import Counts, address_text, describe_service
 from podwire.services.tally import Tally
 from podwire.services.traffic import MAX_KEYS, Traffic, TrafficLog, sum_flows
+from podwire.telemetry.exposition import Histogram, Page, render_labels
 
 VIP = FrontendKey(socket.inet_aton("10.96.0.1"), 6, 80)
 BASE = nf.pack_key(VIP)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from podwire.objects.meta import Key
 from podwire.services.claims import Owner
-from podwire.services.progress import (
+from podwire.telemetry.progress import (
     Progress,
     describe_progress,
     parse_progress,
@@ -19,11 +19,11 @@ A, B = (Owner("Service", Key("ns", name)) for name in "ab")
 
 
 def test_nothing_was_told() -> None:
-    assert Progress().number == 0
+    assert Progress[Owner]().number == 0
 
 
 def test_the_first_outstanding_change_holds_the_number_back() -> None:
-    progress = Progress()
+    progress = Progress[Owner]()
     progress.told(A, 10)
     progress.told(B, 12)
     progress.told(A, 15)
@@ -35,7 +35,7 @@ def test_the_first_outstanding_change_holds_the_number_back() -> None:
 
 
 def test_a_number_that_was_told_never_falls() -> None:
-    progress = Progress()
+    progress = Progress[Owner]()
     progress.told(A, 20)
     progress.done(A)
     assert progress.number == 20
@@ -44,33 +44,33 @@ def test_a_number_that_was_told_never_falls() -> None:
 
 
 def test_what_the_kernel_refused_stays_outstanding_until_it_is_done() -> None:
-    progress = Progress()
+    progress = Progress[Owner]()
     progress.told(A, 7)
     progress.refuse(A, "no memory")
     progress.told(B, 9)
     progress.done(B)
     assert (progress.number, progress.pending) == (6, 1)
-    assert describe_progress(progress) == (
+    assert describe_progress(progress, "Services") == (
         "False",
         "KernelRefused",
         "changes up to resourceVersion 6 are in the kernel, except service ns/a: no memory",
     )
     progress.done(A)
-    assert describe_progress(progress)[:2] == ("True", "Programmed")
+    assert describe_progress(progress, "Services")[:2] == ("True", "Programmed")
     assert progress.number == 9
 
 
 def test_many_refusals_are_cut_short() -> None:
-    progress = Progress()
+    progress = Progress[Owner]()
     for number in range(5):
         progress.refuse(Owner("Service", Key("ns", str(number))), "x")
-    assert describe_progress(progress)[2].endswith("; and 2 more")
+    assert describe_progress(progress, "Services")[2].endswith("; and 2 more")
 
 
 def test_programming() -> None:
-    progress = Progress()
+    progress = Progress[Owner]()
     progress.told(A, 8)
-    status, reason, message = describe_progress(progress)
+    status, reason, message = describe_progress(progress, "Services")
     assert (status, reason) == ("False", "Programming")
     assert message.endswith("; 1 Services are behind")
 
@@ -82,7 +82,7 @@ def test_other_words_have_no_number(message: str, number: int) -> None:
 
 @given(st.lists(st.tuples(st.sampled_from([A, B]), st.booleans()), max_size=30))
 def test_what_is_outstanding_is_beyond_the_number(steps: list[tuple[Owner, bool]]) -> None:
-    progress = Progress()
+    progress = Progress[Owner]()
     outstanding: dict[Owner, int] = {}
     last = 0
     for version, (owner, done) in enumerate(steps, 1):
@@ -94,7 +94,7 @@ def test_what_is_outstanding_is_beyond_the_number(steps: list[tuple[Owner, bool]
             outstanding.setdefault(owner, version)
         assert all(progress.number < version for version in outstanding.values())
         assert progress.number >= last
-        assert parse_progress(describe_progress(progress)[2]) == progress.number
+        assert parse_progress(describe_progress(progress, "Services")[2]) == progress.number
         last = progress.number
 
 

@@ -2,54 +2,54 @@
 
     told(owner, version) ... done(owner) -> number
 
-Versions are Kubernetes' resourceVersions of Services and EndpointSlices, in the order the API gave
-them out. The number is the highest one that has no earlier change outstanding; once it was read it
-never falls. The two kinds come by two watches, so it speaks of what this node was told: whether one
-particular Service is in the kernel at a version is its own entry's to say
-(`ServiceReport.revision`).
+Versions are Kubernetes' resourceVersions of what an agent follows, in the order the API gave them
+out. The number is the highest one that has no earlier change outstanding; once it was read it never
+falls. Kinds come by watches of their own, so it speaks of what this node was told: whether one
+particular Service or policy is in the kernel at a version is its own entry's to say.
 """
 
 from __future__ import annotations
 
 import re
-from typing import Final
+from collections.abc import Hashable
+from typing import Final, Generic, TypeVar
 
-from podwire.services.claims import Owner
-
-CONDITION = "ServicesProgrammed"
-"""The Node condition that tells the number."""
+SERVICES: Final = "ServicesProgrammed"
+POLICIES: Final = "PoliciesProgrammed"
+"""The Node conditions that tell the number."""
+K = TypeVar("K", bound=Hashable)
 _INTERVAL_S = 1.0
 # Every node hears of every Node's writes: in large clusters they are rarer.
 _NODES_PER_SECOND = 20
 _SHOWN = 3
 
 
-class Progress:
-    """`refused` are owners whose newest state the kernel does not have, with its reason."""
+class Progress(Generic[K]):
+    """`refused` are those whose newest state the kernel does not have, with its reason."""
 
     def __init__(self) -> None:
-        self._outstanding: dict[Owner, int] = {}
+        self._outstanding: dict[K, int] = {}
         self._highest = 0
         self._number = 0
-        self.refused: dict[Owner, str] = {}
+        self.refused: dict[K, str] = {}
 
-    def told(self, owner: Owner, version: int) -> None:
-        """A change of this owner at `version`; the first outstanding one is what holds back."""
+    def told(self, owner: K, version: int) -> None:
+        """A change of this one at `version`; the first outstanding one is what holds back."""
         self._outstanding.setdefault(owner, version)
         self._highest = max(self._highest, version)
 
-    def done(self, owner: Owner) -> None:
-        """All that was told of the owner is in the kernel, or needs nothing there."""
+    def done(self, owner: K) -> None:
+        """All that was told of it is in the kernel, or needs nothing there."""
         self._outstanding.pop(owner, None)
         self.refused.pop(owner, None)
 
-    def refuse(self, owner: Owner, reason: str) -> None:
-        """The kernel keeps a former state of the owner."""
+    def refuse(self, owner: K, reason: str) -> None:
+        """The kernel keeps a former state of it."""
         self.refused[owner] = reason
 
     @property
     def pending(self) -> int:
-        """Owners with outstanding changes, the refused ones included."""
+        """Those with outstanding changes, the refused ones included."""
         return len(self._outstanding)
 
     @property
@@ -62,8 +62,11 @@ class Progress:
         return self._number
 
 
-def describe_progress(progress: Progress) -> tuple[str, str, str]:
-    """(status, reason, message) of the condition; `parse_progress` reads it."""
+def describe_progress(progress: Progress[K], what: str) -> tuple[str, str, str]:
+    """(status, reason, message) of the condition; `what` are `Services` or the like.
+
+    `parse_progress` reads the number again.
+    """
     message = f"changes up to resourceVersion {progress.number} are in the kernel"
     if progress.refused:
         first = [f"{owner}: {why}" for owner, why in list(progress.refused.items())[:_SHOWN]]
@@ -71,7 +74,7 @@ def describe_progress(progress: Progress) -> tuple[str, str, str]:
         tail = f"; and {more} more" if more > 0 else ""
         return "False", "KernelRefused", f"{message}, except {'; '.join(first)}{tail}"
     if progress.pending:
-        return "False", "Programming", f"{message}; {progress.pending} Services are behind"
+        return "False", "Programming", f"{message}; {progress.pending} {what} are behind"
     return "True", "Programmed", message
 
 

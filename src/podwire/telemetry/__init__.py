@@ -1,0 +1,1 @@
+"""How a component tells what it did: progress through the API's changes, numbers for Prometheus."""
