@@ -18,11 +18,12 @@ import aiohttp
 import msgspec
 
 from podwire.client.http import Api
-from podwire.errors import ApiError, ExpiredError
+from podwire.errors import ApiError, ExpiredError, NotFoundError
 from podwire.objects.meta import Key, Kind, T
 
 _LOG = logging.getLogger(__name__)
 _RETRY_MIN_S, _RETRY_MAX_S = 0.02, 2.0
+_UNSERVED_RETRY_S = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +48,10 @@ class _Head(msgspec.Struct):
 
 
 class Informer(Generic[T]):
-    """`objects` is the live snapshot; `synced` is set after the first complete list."""
+    """`objects` is the live snapshot; `synced` is set after the first complete list.
+
+    With `optional` a cluster that does not serve the kind has no objects of it, for the time being.
+    """
 
     def __init__(
         self,
@@ -57,8 +61,10 @@ class Informer(Generic[T]):
         namespace: str = "",
         label_selector: str = "",
         field_selector: str = "",
+        optional: bool = False,
     ) -> None:
         self._api = api
+        self._optional = optional
         self.kind = kind
         self._namespace = namespace
         self._label_selector = label_selector
@@ -92,6 +98,9 @@ class Informer(Generic[T]):
                 self._version = ""
             except (ApiError, aiohttp.ClientError, OSError, TimeoutError) as error:
                 _LOG.info("informer %s: %s; retrying", self.kind.plural, error)
+                if self._optional and isinstance(error, NotFoundError):
+                    self._unserved()
+                    delay = _UNSERVED_RETRY_S
                 await asyncio.sleep(delay)
                 delay = min(delay * 2, _RETRY_MAX_S)
 
@@ -108,6 +117,12 @@ class Informer(Generic[T]):
         for key, item in fresh.items():
             self._set(key, item)
         self._version = version
+        self.synced.set()
+
+    def _unserved(self) -> None:
+        for key in list(self._objects):
+            self._notify(Change(self._objects.pop(key), None))
+        self._version = ""
         self.synced.set()
 
     def _set(self, key: Key, item: T) -> None:
