@@ -1,0 +1,210 @@
+"""Connections that were seen, each kind of them once: who, whom, where, what was said of it. Pure.
+
+    packet the kernel logged + World + policies -> FlowLog.add -> FlowRecord (count, first, last)
+
+Connections of one source, destination, protocol and port are one record that counts. Memory is
+bounded: past `capacity` the one longest unseen is forgotten, and how many were is told, as is how
+many packets never came; a report without these two numbers would prove nothing (hubble#460,
+cilium#44725: what a ring lost is what a recommendation needed).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from ipaddress import ip_address
+from typing import Final, Literal, NamedTuple, TypeAlias
+
+import msgspec
+
+from podwire.policy.evaluate import DEFAULT, Decision, Flow, Party, PolicySet, Semantics, evaluate
+from podwire.policy.model import PROTOCOL_NAMES, Rule
+from podwire.policy.world import NodeView, PodView, World
+
+Verdict: TypeAlias = Literal["allowed", "denied"]
+CAPACITY: Final = 20_000
+
+
+class Seen(NamedTuple):
+    """A connection's first packet: addresses are packed, `port` is the destination's own.
+
+    ICMP has port 0. `allowed` is what the kernel did.
+    """
+
+    src: bytes
+    dst: bytes
+    protocol: int
+    port: int
+    allowed: bool
+
+
+class End(msgspec.Struct, frozen=True, omit_defaults=True, rename="camel"):
+    """Who an address belonged to when it was seen; an outsider has its address only."""
+
+    ip: str
+    kind: Literal["Pod", "Node", "External"] = "External"
+    namespace: str = ""
+    name: str = ""
+    labels: Mapping[str, str] = {}
+
+    def __str__(self) -> str:
+        scope = f"{self.namespace}/" if self.namespace else ""
+        return f"{scope}{self.name}" if self.name else self.ip
+
+
+class Said(msgspec.Struct, frozen=True, omit_defaults=True, rename="camel"):
+    """One direction's judgement in words: `rule` decided, or `isolating` policies did."""
+
+    verdict: Verdict
+    reason: str
+    rule: str = ""
+    isolating: tuple[str, ...] = ()
+
+
+class FlowRecord(msgspec.Struct, omit_defaults=True, rename="camel"):
+    """`staged` is what it would be with the staged policies; "" where there are none.
+
+    Times are seconds since the epoch.
+    """
+
+    source: End
+    destination: End
+    protocol: str
+    port: int
+    verdict: Verdict
+    egress: Said
+    ingress: Said
+    staged: Verdict | Literal[""] = ""
+    count: int = 0
+    first_seen: float = 0.0
+    last_seen: float = 0.0
+
+
+class FlowLog:
+    """`policies` and `staged` are replaced as they change; a record is judged anew when next
+    seen."""
+
+    def __init__(self, capacity: int = CAPACITY, semantics: Semantics = DEFAULT) -> None:
+        self._capacity = capacity
+        self._semantics = semantics
+        self._records: dict[Seen, tuple[int, FlowRecord]] = {}
+        self._world = World()
+        self._enforced = PolicySet(())
+        self._staged: PolicySet | None = None
+        self._epoch = 0
+        self.forgotten = 0
+        self.disagreed = 0
+        """Where the kernel's verdict was not the evaluator's: a change on its way, or a fault."""
+
+    def know(self, world: World, enforced: PolicySet, staged: PolicySet | None) -> None:
+        """`staged` has the staged policies too; None where there are none."""
+        self._world, self._enforced, self._staged = world, enforced, staged
+        self._epoch += 1
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def records(self) -> list[FlowRecord]:
+        """The longest unseen first."""
+        return [record for _epoch, record in self._records.values()]
+
+    def add(self, seen: Seen, now: float) -> FlowRecord:
+        epoch, record = self._records.pop(seen, (-1, None))
+        if record is None:
+            record = self._judge(seen)
+            record.first_seen = now
+            if len(self._records) >= self._capacity:
+                del self._records[next(iter(self._records))]
+                self.forgotten += 1
+        elif epoch != self._epoch:
+            fresh = self._judge(seen)
+            fresh.count, fresh.first_seen = record.count, record.first_seen
+            record = fresh
+        record.count += 1
+        record.last_seen = now
+        self._records[seen] = self._epoch, record
+        return record
+
+    def _judge(self, seen: Seen) -> FlowRecord:
+        source, destination = (_party(ip, self._world) for ip in (seen.src, seen.dst))
+        flow = Flow(source, destination, seen.protocol, seen.port, seen.src == seen.dst)
+        decision = evaluate(flow, self._enforced, self._world, self._semantics)
+        if decision.allowed != seen.allowed:
+            self.disagreed += 1
+        return FlowRecord(
+            _end(source),
+            _end(destination),
+            PROTOCOL_NAMES.get(seen.protocol, str(seen.protocol)),
+            seen.port,
+            _verdict(seen.allowed),
+            *_said(decision),
+            staged=self._judge_staged(flow),
+        )
+
+    def _judge_staged(self, flow: Flow) -> Verdict | Literal[""]:
+        if self._staged is None:
+            return ""
+        return _verdict(evaluate(flow, self._staged, self._world, self._semantics).allowed)
+
+
+def merge_records(logs: Iterable[Iterable[FlowRecord]]) -> list[FlowRecord]:
+    """Of several nodes: the source's and the destination's node both saw a connection that went
+    from one to the other, so counts are not added up."""
+    merged: dict[tuple[str, str, str, int, str], FlowRecord] = {}
+    for record in (record for log in logs for record in log):
+        key = (
+            record.source.ip,
+            record.destination.ip,
+            record.protocol,
+            record.port,
+            record.verdict,
+        )
+        other = merged.get(key)
+        if other is not None:
+            newer = max(record, other, key=lambda r: r.last_seen)
+            record = msgspec.structs.replace(
+                newer,
+                count=max(record.count, other.count),
+                first_seen=min(record.first_seen, other.first_seen),
+            )
+        merged[key] = record
+    return sorted(merged.values(), key=lambda r: r.last_seen)
+
+
+def _party(ip: bytes, world: World) -> Party:
+    address = ip_address(ip)
+    owner = world.owners.get(address)
+    return Party(
+        address,
+        owner if isinstance(owner, PodView) else None,
+        owner if isinstance(owner, NodeView) else None,
+    )
+
+
+def _end(party: Party) -> End:
+    if party.pod is not None:
+        key = party.pod.key
+        return End(str(party.ip), "Pod", key.namespace, key.name, party.pod.labels)
+    if party.node is not None:
+        return End(str(party.ip), "Node", "", party.node.name)
+    return End(str(party.ip))
+
+
+def _verdict(allowed: bool) -> Verdict:
+    return "allowed" if allowed else "denied"
+
+
+def _said(decision: Decision) -> tuple[Said, Said]:
+    egress, ingress = (
+        Said(
+            _verdict(judgement.allowed),
+            judgement.reason,
+            _rule(judgement.rule),
+            tuple(map(str, judgement.isolating)),
+        )
+        for judgement in (decision.egress, decision.ingress)
+    )
+    return egress, ingress
+
+
+def _rule(rule: Rule | None) -> str:
+    return "" if rule is None else str(rule)
