@@ -9,6 +9,8 @@ from podwire.services.model import Network
 from podwire.services.pools import NO_POOLS, Address, Pools
 
 ServiceProxy: TypeAlias = Literal["nftables", "iptables", "ipvs"]
+NetworkPolicyMode: TypeAlias = Literal["enforce", "none"]
+DeniedFlows: TypeAlias = Literal["cut", "keep"]
 
 
 @dataclass(frozen=True)
@@ -35,3 +37,17 @@ class ServiceConfig:
     """Load balancer addresses that the nodes announce."""
     bgp: BgpConfig | None = None
     """How they do so; without it, by ARP and neighbour discovery."""
+
+
+@dataclass(frozen=True)
+class PolicyConfig:
+    """How a node enforces policies; the same for every node of a cluster.
+
+    `guarded` names the interfaces behind which only admitted pods may be (nft's pattern, `veth*`):
+    any other source there is dropped. "" where somebody else wires pods.
+    """
+
+    mode: NetworkPolicyMode = "enforce"
+    families: tuple[int, ...] = (4,)
+    denied_flows: DeniedFlows = "cut"
+    guarded: str = ""

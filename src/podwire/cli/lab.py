@@ -35,6 +35,8 @@ _SPEC_FLAGS = (
     "hairpin_mode",
     "ip_family",
     "service_proxy",
+    "network_policy",
+    "denied_flows",
     "pod_cidrs",
     "service_cidrs",
     "node_cidrs",
@@ -78,6 +80,16 @@ _PLAN_ROLES: dict[str, Literal["nodes", "pods", "services"]] = {
     "--service-proxy",
     type=click.Choice(("nftables", "iptables", "ipvs")),
     help="What programmes Services on every node (default nftables).",
+)
+@click.option(
+    "--network-policy",
+    type=click.Choice(("enforce", "none")),
+    help="Whether nodes enforce network policies (default enforce).",
+)
+@click.option(
+    "--denied-flows",
+    type=click.Choice(("cut", "keep")),
+    help="Connections that a new policy denies (default cut).",
 )
 @click.option("--pod-cidr", "pod_cidrs", multiple=True, help="Cluster CIDR, one per family.")
 @click.option("--service-cidr", "service_cidrs", multiple=True, help="One per family.")

@@ -43,6 +43,8 @@ from podwire.kernel.requests import Address as LinkAddress
 
 POD_INTERFACE = "eth0"
 BRIDGE = "cbr0"
+ROUTED_INTERFACES = "veth*"
+"""The node's ends of routed pods, see `host_interface`."""
 # What podwire's routes carry as rtm_protocol, so that an agent knows its own after a restart.
 ROUTE_PROTOCOL = 112
 GATEWAY: dict[int, Address] = {4: IPv4Address("169.254.1.1"), 6: IPv6Address("fe80::1")}

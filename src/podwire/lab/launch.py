@@ -54,6 +54,8 @@ _FIXED = (
     "mtu",
     "hairpin_mode",
     "service_proxy",
+    "network_policy",
+    "denied_flows",
     "non_masquerade_cidrs",
     "load_balancer_pools",
     "internal_load_balancer_pools",

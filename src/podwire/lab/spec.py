@@ -21,7 +21,14 @@ from typing import Literal
 
 import msgspec
 
-from podwire.agents.config import BgpConfig, ServiceConfig, ServiceProxy
+from podwire.agents.config import (
+    BgpConfig,
+    DeniedFlows,
+    NetworkPolicyMode,
+    PolicyConfig,
+    ServiceConfig,
+    ServiceProxy,
+)
 from podwire.cni.config import (
     VXLAN_OVERHEAD,
     Address,
@@ -31,6 +38,7 @@ from podwire.cni.config import (
     NetworkConfig,
     Overlay,
 )
+from podwire.cni.links import BRIDGE, ROUTED_INTERFACES
 from podwire.errors import AddressError, UsageError
 from podwire.lab.paths import check_name, is_name
 from podwire.services.pools import Pools, make_pools
@@ -115,6 +123,8 @@ class LabSpec(msgspec.Struct, frozen=True, kw_only=True):
     hairpin_mode: HairpinMode = "hairpin-veth"
     ip_family: IpFamily = "ipv4"
     service_proxy: ServiceProxy = "nftables"
+    network_policy: NetworkPolicyMode = "enforce"
+    denied_flows: DeniedFlows = "cut"
     mtu: int = 0
     pod_cidrs: tuple[str, ...] = ()
     service_cidrs: tuple[str, ...] = ()
@@ -178,6 +188,10 @@ class LabSpec(msgspec.Struct, frozen=True, kw_only=True):
             pools=self.pools(),
             bgp=self.bgp_config() if self.load_balancer == "bgp" else None,
         )
+
+    def policy_config(self) -> PolicyConfig:
+        guarded = BRIDGE if self.network == "kubenet" else ROUTED_INTERFACES
+        return PolicyConfig(self.network_policy, self.families, self.denied_flows, guarded)
 
     def bgp_config(self) -> BgpConfig:
         """The lab's router is every node's peer."""
