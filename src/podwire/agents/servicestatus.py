@@ -33,12 +33,11 @@ from podwire.services.report import (
     Counts,
     NodeReport,
     ServiceReport,
-    WaitRequest,
-    WaitResponse,
     address_text,
     describe_service,
 )
 from podwire.telemetry.progress import SERVICES, describe_progress, write_interval_s
+from podwire.telemetry.waiting import WaitRequest, WaitResponse
 
 _LOG = logging.getLogger(__name__)
 _JSON = "application/json"

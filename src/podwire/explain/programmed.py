@@ -11,17 +11,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
-import aiohttp
-import msgspec
-
 from podwire.client import Api, Informer
-from podwire.errors import ApiError, NotFoundError, PodwireError
+from podwire.errors import NotFoundError
+from podwire.explain.nodes import ask_node, ask_nodes, ready_nodes, wait_nodes
 from podwire.objects import kinds
-from podwire.objects.core import Node, Pod, Service
+from podwire.objects.core import Pod, Service
 from podwire.objects.discovery import EndpointSlice
 from podwire.objects.meta import Key, Object, View
 from podwire.services.model import HEADLESS_LABEL, PROXY_NAME_LABEL, ignored
-from podwire.services.report import NodeReport, ServiceReport, WaitRequest, WaitResponse
+from podwire.services.report import NodeReport, ServiceReport
 
 
 class NodeProgrammed(View):
@@ -215,31 +213,16 @@ async def read_reports(
     api: Api, nodes: Iterable[str], *, brief: bool = False
 ) -> dict[str, NodeReport | str]:
     """Every node's report, all asked at once; words for a node that cannot be asked."""
-    names = list(nodes)
-    answers = await asyncio.gather(*(_read_report(api, name, brief) for name in names))
-    return dict(zip(names, answers, strict=True))
-
-
-async def _read_report(api: Api, node: str, brief: bool) -> NodeReport | str:
-    path = f"/api/v1/nodes/{node}/proxy/services"
-    try:
-        query = {"brief": "1"} if brief else None
-        body = await api.request("GET", path, query=query)
-        return msgspec.json.decode(body, type=NodeReport)
-    except (PodwireError, aiohttp.ClientError, TimeoutError, msgspec.MsgspecError) as e:
-        return f"cannot be asked: {e or type(e).__name__}"
+    return await ask_nodes(api, nodes, "services", NodeReport, {"brief": "1"} if brief else None)
 
 
 async def _read_one(api: Api, node: str, key: Key) -> NodeReport | str:
     """A report with one Service alone, its endpoints counted."""
-    path = f"/api/v1/nodes/{node}/proxy/services/{key.namespace}/{key.name}"
     try:
-        found = msgspec.json.decode(await api.request("GET", path), type=ServiceReport)
+        found = await ask_node(api, node, f"services/{key.namespace}/{key.name}", ServiceReport)
     except NotFoundError:
         return NodeReport(node=node)
-    except (PodwireError, aiohttp.ClientError, TimeoutError, msgspec.MsgspecError) as e:
-        return f"cannot be asked: {e or type(e).__name__}"
-    return NodeReport(node=node, services=(found,))
+    return found if isinstance(found, str) else NodeReport(node=node, services=(found,))
 
 
 async def read_rows(api: Api, namespace: str = "", name: str = "") -> list[ServiceRow]:
@@ -278,19 +261,12 @@ async def wait_services(
     (services, _), (slices, _) = await asyncio.gather(
         api.list(kinds.SERVICE), api.list(kinds.ENDPOINT_SLICE)
     )
-    names = list(nodes) or await _ready_nodes(api)
+    names = list(nodes) or await ready_nodes(api)
     chosen = [s for s in services if (s.key in keys if keys else among(s))]
     if keys and (absent := set(keys) - {s.key for s in chosen}):
         raise NotFoundError(f'services "{min(absent)}" not found')
     revisions = {str(key): number for key, number in wanted_revisions(chosen, slices).items()}
-    if not revisions:
-        return {}
-    answers = await asyncio.gather(*(_wait_on(api, n, revisions, timeout_s) for n in names))
-    return {
-        f"{node} {key}": why
-        for node, answer in zip(names, answers, strict=True)
-        for key, why in answer.missing.items()
-    }
+    return await wait_nodes(api, names, "services", revisions, timeout_s)
 
 
 async def wait_listed(api: Api, timeout_s: float) -> list[str]:
@@ -326,20 +302,3 @@ async def wait_listed(api: Api, timeout_s: float) -> list[str]:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
     return found
-
-
-async def _ready_nodes(api: Api) -> list[str]:
-    nodes: Sequence[Node] = (await api.list(kinds.NODE))[0]
-    return [node.metadata.name for node in nodes if node.ready]
-
-
-async def _wait_on(
-    api: Api, node: str, revisions: dict[str, int], timeout_s: float
-) -> WaitResponse:
-    path = f"/api/v1/nodes/{node}/proxy/services/wait"
-    body = msgspec.json.encode(WaitRequest(revisions, timeout_s))
-    try:
-        answer = await api.request("POST", path, body=body, timeout_s=timeout_s + 10.0)
-        return msgspec.json.decode(answer, type=WaitResponse)
-    except (ApiError, aiohttp.ClientError, TimeoutError, msgspec.MsgspecError) as e:
-        return WaitResponse({"*": f"cannot be asked: {e or type(e).__name__}"})

@@ -94,19 +94,6 @@ class NodeReport(View):
         return next((s for s in self.services if s.key == key and s.kind == kind), None)
 
 
-class WaitRequest(msgspec.Struct, frozen=True):
-    """`revisions` by `namespace/name`: answer when all are programmed, or when time is up."""
-
-    revisions: dict[str, int]
-    timeout_s: float = 30.0
-
-
-class WaitResponse(msgspec.Struct, frozen=True):
-    """What is still missing, with what the node has instead; nothing when all is there."""
-
-    missing: dict[str, str] = {}
-
-
 class Counts(msgspec.Struct, frozen=True):
     """Connections of one frontend since it stood: `accepted`, and those that met no endpoint."""
 
