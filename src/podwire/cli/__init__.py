@@ -36,7 +36,7 @@ _COMMANDS = {
     "shell": "podwire.cli.objects:shell",
     "status": "podwire.cli.lab:status",
     "up": "podwire.cli.lab:up",
-    "wait": "podwire.cli.services:wait",
+    "wait": "podwire.cli.wait:wait",
     "why": "podwire.cli.why:why",
 }
 

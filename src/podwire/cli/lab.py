@@ -17,6 +17,7 @@ from podwire.cli.output import (
     print_table,
     progress,
 )
+from podwire.cli.policies import status_policies
 from podwire.cli.services import status_services
 from podwire.errors import UsageError
 from podwire.explain.plan import parse_plan
@@ -305,10 +306,10 @@ def down(name: str | None, lab: str | None, everything: bool) -> None:
 
 
 class _StatusGroup(click.Group):
-    """`status services ...` is a command of its own; every other first word is a lab."""
+    """`status services|policies ...` are commands; every other first word is a lab."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        if args[:1] == ["services"]:
+        if args[:1] in (["services"], ["policies"]):
             return super().parse_args(ctx, args)
         # An argument of a group would swallow the subcommand's name, so labs come as an option.
         at = next((i for i, word in enumerate(args) if _is_lab(args, i)), None)
@@ -327,17 +328,19 @@ def _is_lab(args: list[str], index: int) -> bool:
 @output_option
 @click.pass_context
 def status(ctx: click.Context, lab: str | None, output: str) -> None:
-    """Tell the health of every component and node of LAB; or of its Services.
+    """Tell the health of every component and node of LAB; or of its Services, or policies.
 
     \b
     podwire status [LAB]
     podwire status services [-n NAMESPACE] [NAME]
+    podwire status policies [-n NAMESPACE] [NAME]
     """
     if ctx.invoked_subcommand is None:
         _print_status(launch.choose(lab), output)
 
 
 status.add_command(status_services)
+status.add_command(status_policies)
 
 
 def _print_status(chosen: str, output: str) -> None:

@@ -113,12 +113,7 @@ def _endpoint_line(endpoint: EndpointReport, note: str) -> list[str]:
     return [endpoint.address, where, str(endpoint.connections), words]
 
 
-@click.group()
-def wait() -> None:
-    """Wait until something is so."""
-
-
-@wait.command("services")
+@click.command("services")
 @click.argument("names", nargs=-1)
 @click.option("-n", "--namespace", default="default", help="Of names without one.")
 @click.option("--timeout", default="30s", show_default=True)

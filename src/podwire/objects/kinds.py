@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from podwire.objects import apps, core, discovery
+from podwire.objects import apps, core, discovery, policy
 from podwire.objects.meta import Kind
 
 POD = Kind("", "v1", "Pod", "pods", True, core.Pod)
+PEER_POD = Kind("", "v1", "Pod", "pods", True, policy.PeerPod)
+"""Pods, with what policies read of them."""
 NODE = Kind("", "v1", "Node", "nodes", False, core.Node)
 NAMESPACE = Kind("", "v1", "Namespace", "namespaces", False, core.Namespace)
 SERVICE = Kind("", "v1", "Service", "services", True, core.Service)
@@ -34,3 +36,26 @@ DISRUPTION_BUDGET = Kind(
     "policy", "v1", "PodDisruptionBudget", "poddisruptionbudgets", True, apps.DisruptionBudget
 )
 LEASE = Kind("coordination.k8s.io", "v1", "Lease", "leases", True, apps.Lease)
+NETWORK_POLICY = Kind(
+    "networking.k8s.io", "v1", "NetworkPolicy", "networkpolicies", True, policy.NetworkPolicy
+)
+_POLICY = "policy.networking.k8s.io"
+CLUSTER_NETWORK_POLICY = Kind(
+    _POLICY,
+    "v1alpha2",
+    "ClusterNetworkPolicy",
+    "clusternetworkpolicies",
+    False,
+    policy.ClusterPolicy,
+)
+ADMIN_NETWORK_POLICY = Kind(
+    _POLICY, "v1alpha1", "AdminNetworkPolicy", "adminnetworkpolicies", False, policy.ClusterPolicy
+)
+BASELINE_ADMIN_NETWORK_POLICY = Kind(
+    _POLICY,
+    "v1alpha1",
+    "BaselineAdminNetworkPolicy",
+    "baselineadminnetworkpolicies",
+    False,
+    policy.ClusterPolicy,
+)
