@@ -58,12 +58,15 @@ class Cluster:
         for informer in fresh.values():
             await informer.synced.wait()
 
-    def informer(self, kind: Kind[T]) -> Informer[T]:
-        """The shared informer of `kind`; the first caller's view is everybody's."""
+    def informer(self, kind: Kind[T], *, optional: bool = False) -> Informer[T]:
+        """The shared informer of `kind`; the first caller's view is everybody's.
+
+        `optional`: a cluster may not serve it, and then has no objects of it.
+        """
         where = (kind.group, kind.plural)
         found = self._informers.get(where)
         if found is None:
-            found = self._informers[where] = Informer(self.api, kind)
+            found = self._informers[where] = Informer(self.api, kind, optional=optional)
         return found
 
     def forget(self, kind: Kind[Any]) -> None:

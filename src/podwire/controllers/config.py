@@ -37,6 +37,8 @@ class ControllerConfig:
     write ten times a second, not as fast as they can."""
     programmed_services: int = 1000
     """Clusters with more Services than this get no `Programmed` conditions on them (0: never)."""
+    programmed_policies: int = 1000
+    """The same for the cluster's policies."""
     event_quiet_s: float = 1.0
     """Normal events are written once nothing new was said for this long."""
     terminated_pods: int = 12500

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from functools import partial
 from typing import Protocol
 
 import aiohttp
@@ -29,6 +30,8 @@ from podwire.controllers.namespaces import NamespaceDefaults, NamespaceDeleter
 from podwire.controllers.nodeipam import NodeIpam
 from podwire.controllers.nodelife import NodeLifecycle
 from podwire.controllers.podgc import PodGarbage
+from podwire.controllers.policyprogrammed import KINDS as POLICY_KINDS
+from podwire.controllers.policyprogrammed import PolicyProgrammed
 from podwire.controllers.replicaset import ReplicaSetController
 from podwire.controllers.scheduler import Scheduler
 from podwire.controllers.servicecidrs import ServiceCidrs
@@ -65,6 +68,7 @@ CONTROLLERS: tuple[Callable[[Cluster], Controller], ...] = (
     ServiceCidrs,
     ServiceIps,
     ServiceProgrammed,
+    *(partial(PolicyProgrammed, kind=kind) for kind in POLICY_KINDS),
     LoadBalancers,
     GarbageCollector,  # last: it watches what nobody before it watches
 )

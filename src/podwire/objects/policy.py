@@ -12,6 +12,7 @@ from typing import Any
 
 from msgspec import field
 
+from podwire.objects.core import Condition
 from podwire.objects.meta import LabelSelector, Object, View
 
 # --- networking.k8s.io/v1 -----------------------------------------------------------------------
@@ -145,10 +146,15 @@ class ClusterPolicySpec(View):
     egress: list[ClusterPolicyRule] | None = None
 
 
+class ClusterPolicyStatus(View):
+    conditions: list[Condition] = []
+
+
 class ClusterPolicy(Object):
     """ClusterNetworkPolicy, AdminNetworkPolicy or BaselineAdminNetworkPolicy."""
 
     spec: ClusterPolicySpec = ClusterPolicySpec()
+    status: ClusterPolicyStatus = ClusterPolicyStatus()
 
 
 # --- what policies read of a Pod ------------------------------------------------------------------

@@ -7,9 +7,11 @@ from typing import Any
 import msgspec
 import pytest
 
-from podwire.controllers.serviceprogrammed import evaluate_programmed, meaning_of
+from podwire.controllers.programmed import evaluate_programmed
+from podwire.controllers.serviceprogrammed import meaning_of
 from podwire.objects.core import Node, Service
 from podwire.objects.meta import Key
+from podwire.telemetry.progress import SERVICES
 
 KEY = Key("ns1", "web")
 UP_TO = "changes up to resourceVersion {} are in the kernel"
@@ -57,7 +59,7 @@ def node(name: str, message: str = "", *, ready: bool = True) -> Node:
     ],
 )
 def test_verdict(nodes: list[Node], status: str, reason: str, words: str) -> None:
-    found = evaluate_programmed(KEY, 10, nodes)
+    found = evaluate_programmed(f"service {KEY}", 10, nodes, SERVICES)
     assert (found.status, found.reason) == (status, reason)
     assert words in found.message
 
