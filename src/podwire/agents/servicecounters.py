@@ -23,7 +23,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
-from podwire.agents.servicekernel import NftablesBackend, ServiceBackend
+from podwire.agents.nftablesbackend import NftablesBackend
+from podwire.agents.servicekernel import ServiceBackend
 from podwire.errors import KernelError
 from podwire.kernel import conntrack, flows, netns, sysctl
 from podwire.kernel.conntrack import Conntrack, ConntrackEvents
