@@ -26,7 +26,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import kubeproxy_layout
 from lib import print_result
-from podwire.agents.servicekernel import NftablesBackend, Ranges
+from podwire.agents.nftablesbackend import NftablesBackend
+from podwire.agents.servicekernel import Ranges
 from podwire.kernel import libc, userns
 from podwire.services.claims import Claims, Owner
 from podwire.services.model import compile_service

@@ -33,7 +33,8 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent))
 
 from lib import paired, print_result
-from podwire.agents.servicekernel import NftablesBackend, Ranges
+from podwire.agents.nftablesbackend import NftablesBackend
+from podwire.agents.servicekernel import Ranges
 from podwire.kernel import libc, netns, sysctl, userns
 from podwire.kernel.requests import AddLink, Address, Replace, Request, Route, SetLink, Veth
 from podwire.kernel.rtnl import Rtnl, loopback_up

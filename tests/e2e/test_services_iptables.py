@@ -95,6 +95,24 @@ def test_only_registered_hooks(lab: Lab, tools: Any) -> None:
             assert tuple(chain[key] for key in keys) in known
 
 
+def test_connections_are_counted_by_conntrack(lab: Lab, tools: Any) -> None:
+    """Per endpoint too; refused ones are not known."""
+    address = services(lab)["frontend"]["clusterIP"]
+    assert connects(tools, lab, "node-1", [f"{address}:80"] * 5) == [True] * 5
+
+    def counted() -> dict[str, Any] | None:
+        done = tools.podwire("status", "services", "frontend", "--lab", lab.name, "-o", "json")
+        row: dict[str, Any] = json.loads(done.stdout)
+        return row if row["connections"] >= 5 else None
+
+    row = tools.wait(counted)
+    assert row["refused"] is None
+    (here,) = (node["report"] for node in row["nodes"] if node["node"] == "node-1")
+    (frontend,) = here["frontends"]
+    assert frontend["connections"] >= 5
+    assert frontend["connections"] == sum(e["connections"] for e in frontend["endpoints"])
+
+
 def test_a_killed_agent_leaves_the_rules_and_finds_them_again(lab: Lab, tools: Any) -> None:
     before = saved(tools, lab, "node-1")
     address = services(lab)["frontend"]["clusterIP"]

@@ -31,7 +31,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from podwire.agents.backends import BackendFactory
-from podwire.agents.servicekernel import NftablesBackend, Ranges
+from podwire.agents.nftablesbackend import NftablesBackend
+from podwire.agents.servicekernel import Ranges
 from podwire.kernel import hooks, netns, sysctl
 from podwire.kernel.conntrack import Conntrack
 from podwire.kernel.nft import Nft

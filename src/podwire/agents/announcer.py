@@ -28,8 +28,6 @@ from podwire.services.pools import Address, Pools
 _LOG = logging.getLogger(__name__)
 _SETTLE_S = 0.005
 _RETRY_S = 1.0
-# A Service whose elements are not in the kernel yet: a matter of milliseconds.
-_UNSERVED_RETRY_S = 0.02
 
 Wanted: TypeAlias = Mapping[Address, frozenset[str] | None]
 
@@ -74,6 +72,7 @@ class Announcer:
         self._ours: dict[Key, Service] = {}
         self._slices: dict[Key, dict[Key, EndpointSlice]] = {}
         self._dirty = asyncio.Event()
+        self._unserved = False
 
     # --- observe ---
 
@@ -115,6 +114,7 @@ class Announcer:
         self._nodes.on_change(self._node_changed)
         async with asyncio.TaskGroup() as group:
             group.create_task(self._announcement.run())
+            group.create_task(self._follow_programming())
             self._dirty.set()
             while True:
                 await self._dirty.wait()
@@ -122,13 +122,20 @@ class Announcer:
                 self._dirty.clear()
                 self._update()
 
+    async def _follow_programming(self) -> None:
+        """What could not be served may be served now."""
+        with self._services.news.watched() as moved:
+            while True:
+                await moved.wait()
+                moved.clear()
+                if self._unserved:
+                    self._dirty.set()
+
     def _update(self) -> None:
         slices = {key: self._slices[key].values() for key in self._ours if key in self._slices}
         pools = self._services.config.pools
         served = [s for s in self._ours.values() if self._services.serves(s, vips_of(s, pools))]
-        loop = asyncio.get_running_loop()
-        if len(served) < len(self._ours):
-            loop.call_later(_UNSERVED_RETRY_S, self._dirty.set)
+        self._unserved = len(served) < len(self._ours)
         members = {
             node.metadata.name: member
             for node in self._nodes.objects.values()
@@ -138,7 +145,7 @@ class Announcer:
             self._announcement.set(compile_wanted(served, slices, pools), members)
         except KernelError as error:
             _LOG.error("load balancers: not announced: %s; trying again", error)
-            loop.call_later(_RETRY_S, self._dirty.set)
+            asyncio.get_running_loop().call_later(_RETRY_S, self._dirty.set)
 
     @property
     def announced(self) -> frozenset[Address]:

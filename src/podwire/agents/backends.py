@@ -8,7 +8,8 @@ from typing import TypeAlias
 from podwire.agents.config import ServiceProxy
 from podwire.agents.iptablesbackend import IptablesBackend
 from podwire.agents.ipvsbackend import IpvsBackend
-from podwire.agents.servicekernel import NftablesBackend, ServiceBackend
+from podwire.agents.nftablesbackend import NftablesBackend
+from podwire.agents.servicekernel import ServiceBackend
 from podwire.services.claims import Claims
 
 BackendFactory: TypeAlias = Callable[[Iterable[int], Claims], ServiceBackend]

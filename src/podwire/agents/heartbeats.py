@@ -10,9 +10,9 @@ import contextlib
 import logging
 import os
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from ipaddress import ip_address
-from typing import Final
+from typing import Final, Protocol, TypeAlias
 
 from podwire.explain.probes import icmp
 from podwire.services.heartbeats import Heartbeat, parse_heartbeat
@@ -27,6 +27,18 @@ _ICMP: Final = {4: socket.IPPROTO_ICMP, 6: socket.IPPROTO_ICMPV6}
 _BATCH: Final = 256
 
 
+class Wire(Protocol):
+    """The way to the other nodes."""
+
+    def set_peers(self, own: Address | None, peers: Mapping[str, Address]) -> None: ...
+    def send(self, data: bytes, names: Iterable[str]) -> None: ...
+    def ask(self, name: str) -> None: ...
+    def close(self) -> None: ...
+
+
+MakeWire: TypeAlias = Callable[[Callable[[Heartbeat], None], Callable[[str], None]], Wire]
+
+
 class HeartbeatSocket:
     """`heard` is called with every heartbeat of a peer, `answered` with a peer's name whose kernel
     answered `ask`."""
@@ -37,6 +49,8 @@ class HeartbeatSocket:
         self._own: Address | None = None
         self._peers: Mapping[str, Address] = {}
         self._names: dict[Address, str] = {}
+        self._last: dict[str, tuple[bytes, Heartbeat]] = {}
+        """The last heartbeat from each address: most are what they were before."""
         self._udp: socket.socket | None = None
         self._raw: dict[int, socket.socket] = {}
         self._ident = os.getpid() & 0xFFFF
@@ -46,6 +60,7 @@ class HeartbeatSocket:
         """Listen on our own address, and know the others by theirs."""
         self._peers = dict(peers)
         self._names = {address: name for name, address in peers.items()}
+        self._last.clear()
         if own == self._own:
             return
         self._close_udp()
@@ -63,23 +78,28 @@ class HeartbeatSocket:
         self._udp = sock
         asyncio.get_running_loop().add_reader(sock.fileno(), self._read, sock)
 
-    def send(self, data: bytes) -> None:
-        """To every peer; who cannot be reached is noticed by his silence."""
+    def send(self, data: bytes, names: Iterable[str]) -> None:
+        """To these peers; who cannot be reached is noticed by his silence."""
         if self._udp is None:
             return
-        for address in self._peers.values():
+        for address in (self._peers[name] for name in names if name in self._peers):
             with contextlib.suppress(OSError):
                 self._udp.sendto(data, (str(address), PORT))
 
     def _read(self, sock: socket.socket) -> None:
-        for _ in range(_BATCH):
-            try:
-                data, where = sock.recvfrom(65535)
-            except OSError:
-                return
-            beat = parse_heartbeat(data)
-            if beat is not None and self._peers.get(beat.node) == ip_address(where[0]):
-                self._heard(beat)
+        """One datagram: what else waits has its turn after the timers, however much it is."""
+        try:
+            data, where = sock.recvfrom(65535)
+        except OSError:
+            return
+        last = self._last.get(where[0])
+        if last is not None and last[0] == data:
+            self._heard(last[1])
+            return
+        beat = parse_heartbeat(data)
+        if beat is not None and self._peers.get(beat.node) == ip_address(where[0]):
+            self._last[where[0]] = data, beat
+            self._heard(beat)
 
     def ask(self, name: str) -> None:
         """Send the peer's kernel an echo request."""

@@ -12,30 +12,26 @@ addresses: those are looked at every 30 s, when a destination that drains may go
 
 from __future__ import annotations
 
-import logging
 import select
 from collections.abc import Iterable, Iterator
 from ipaddress import ip_address, ip_interface, ip_network
 
-from podwire.agents.servicekernel import Ranges, read_keys
+from podwire.agents.nftable import NftTable, TableForm, read_keys
+from podwire.agents.servicekernel import Ranges
 from podwire.errors import KernelError
 from podwire.kernel import ipvs as kernel
-from podwire.kernel import nft, sysctl
 from podwire.kernel import requests as rq
-from podwire.kernel.nfelements import Change, NfElements
-from podwire.kernel.nfmonitor import NfMonitor
-from podwire.kernel.nft import Nft
+from podwire.kernel import sysctl
+from podwire.kernel.nfelements import Change
 from podwire.kernel.rtnl import Rtnl
 from podwire.kernel.timer import Timer
 from podwire.services import ipvs
-from podwire.services import nftables as nf
 from podwire.services.claims import Claims
 from podwire.services.ipvsplan import Plan, Ruleset
 from podwire.services.model import FrontendKey
-from podwire.services.plan import Elements, split_step
 
-_LOG = logging.getLogger(__name__)
 _LOOK_S = 30.0
+_FORM = TableForm(ipvs.TABLE, ipvs.SETS, ipvs.render_base, ipvs.render_ranges)
 
 
 class IpvsBackend:
@@ -44,20 +40,15 @@ class IpvsBackend:
     name = "ipvs"
 
     def __init__(self, families: Iterable[int], claims: Claims, *, look_s: float = _LOOK_S) -> None:
-        self._families = tuple(families)
         self._claims = claims
         self._ruleset = Ruleset(claims)
-        self._nft = Nft()
-        self._elements = NfElements()
-        self._monitor = NfMonitor(lambda _family, table: table == ipvs.TABLE)
-        self._monitor.ignore(self._elements.port)
+        self._table = NftTable(_FORM, families)
         self._rtnl = Rtnl()
         self._timer = Timer(look_s)
         # One descriptor for two things to wait for.
         self._wake = select.epoll()
-        for source in (self._monitor.fileno(), self._timer.fileno()):
+        for source in (self._table.fileno(), self._timer.fileno()):
             self._wake.register(source, select.EPOLLIN)
-        self._ranges = Ranges((), ())
         self._started = False
         self.former: frozenset[FrontendKey] = frozenset()
 
@@ -67,13 +58,12 @@ class IpvsBackend:
 
     def open(self, ranges: Ranges) -> bool:
         kernel.check()
-        self._ranges = ranges
         sysctl.write(ipvs.SYSCTLS)
-        self._make_base()
-        self.former = read_keys(self._dump(), ipvs.FRONTENDS)
+        self._make_base(ranges)
+        self.former = read_keys(self._table.dump(), ipvs.FRONTENDS)
         return False
 
-    def _make_base(self) -> None:
+    def _make_base(self, ranges: Ranges | None = None) -> None:
         self._rtnl.apply(
             [
                 rq.AddLink(name=ipvs.DEVICE, kind=rq.Dummy(), exist_ok=True),
@@ -81,28 +71,10 @@ class IpvsBackend:
                 rq.SetLink(device=ipvs.DEVICE, up=True),
             ]
         )
-        for version in self._families:
-            text = ipvs.render_base(version) + self._render_ranges(version)
-            try:
-                self._text(text)
-            except KernelError as error:
-                _LOG.warning("services: the table is made anew: %s", error)
-                self._nft.delete_table(nf.FAMILY_NAMES[version], ipvs.TABLE)
-                self._text(text)
-
-    def _text(self, text: str) -> None:
-        self._nft.apply(text)
-        if not nft.in_process():
-            self._monitor.read()  # the nft program's changes look like anybody's
-
-    def _render_ranges(self, version: int) -> str:
-        return ipvs.render_ranges(version, self._ranges.service_cidrs, self._ranges.cluster_cidrs)
+        self._table.ensure(ranges)
 
     def set_ranges(self, ranges: Ranges) -> None:
-        if ranges != self._ranges:
-            self._ranges = ranges
-            for version in self._families:
-                self._text(self._render_ranges(version))
+        self._table.set_ranges(ranges)
 
     def commit(self) -> None:
         if self._started and self._claims.touched:
@@ -112,7 +84,7 @@ class IpvsBackend:
         self._make_base()
         own, bound = self._addresses()
         self._ruleset.set_own(own)
-        self._apply(self._ruleset.mend(self._servers(), self._dump(), bound))
+        self._apply(self._ruleset.mend(self._servers(), self._table.dump(), bound))
         self._started = True
 
     # --- effects ----------------------------------------------------------------------------------
@@ -127,19 +99,11 @@ class IpvsBackend:
         self._rtnl.apply(r for ip in plan.vanish for r in _vanish(ip))
 
     def _change(self, step: tuple[Change, ...]) -> None:
-        mine = [c for c in step if c.family in {nf.FAMILY_NAMES[v] for v in self._families}]
-        for batch in split_step(mine, self._elements.max_batch):
-            self._elements.apply(batch)
+        for batch in self._table.batches(step):
+            self._table.elements.apply(batch)
 
     def _servers(self) -> ipvs.Servers:
         return ipvs.parse_save(kernel.save())
-
-    def _dump(self) -> Elements:
-        return {
-            (version, name): self._elements.dump(nf.FAMILY_NAMES[version], ipvs.TABLE, name)
-            for version in self._families
-            for name in ipvs.SETS
-        }
 
     def _addresses(self) -> tuple[frozenset[bytes], set[bytes]]:
         """The node's own addresses, and those on our device."""
@@ -155,7 +119,7 @@ class IpvsBackend:
         return self._wake.fileno()
 
     def foreign(self) -> list[str]:
-        found = [str(transaction) for transaction in self._monitor.read()]
+        found = self._table.foreign()
         if self._timer.read() and self._started:
             try:
                 found += self._look()
@@ -183,10 +147,8 @@ class IpvsBackend:
     def close(self) -> None:
         self._wake.close()
         self._timer.close()
-        self._monitor.close()
-        self._elements.close()
+        self._table.close()
         self._rtnl.close()
-        self._nft.close()
 
 
 def _same(found: ipvs.Server | None, wanted: ipvs.Server) -> bool:

@@ -1,11 +1,14 @@
 """Announcing by ARP and neighbour discovery: one node answers for an address, the kernel answers.
 
-    heartbeats -> Liveness -> plan_announced (pure) -> route dev lo, proxy neighbour -> ARP
+    heartbeats -> Liveness -> plan_owners (pure) -> route dev lo, proxy neighbour -> ARP
 
 On the owner `ip route VIP dev lo` and `ip neigh add proxy VIP dev eth0` make the kernel answer who
 asks, without any process and without the address being anybody's own; taking over sends gratuitous
 ARP or an unsolicited neighbour advertisement. So an agent that dies costs nothing: its kernel goes
 on, and the others, who still get answers from that kernel, leave its addresses alone.
+
+Nothing announced, nothing sent: only who announces beats, to those who would follow it, and they
+have one timer that every heartbeat puts off.
 
 The proxy's random delay (0.8 s) is turned off; `proxy_arp`, which would answer for everything that
 is routed elsewhere, is not used.
@@ -17,11 +20,12 @@ import asyncio
 import contextlib
 import errno
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from ipaddress import ip_interface, ip_network
+from typing import Protocol
 
 from podwire.agents.announcer import Wanted
-from podwire.agents.heartbeats import HeartbeatSocket
+from podwire.agents.heartbeats import HeartbeatSocket, MakeWire
 from podwire.cni.links import ROUTE_PROTOCOL
 from podwire.errors import KernelError
 from podwire.kernel import announce, sysctl
@@ -29,20 +33,23 @@ from podwire.kernel.requests import Address as OwnAddress
 from podwire.kernel.requests import Delete, Proxy, Replace, Request, Route
 from podwire.kernel.rtnl import Rtnl
 from podwire.services.election import (
-    INTERVAL_S,
     Candidate,
     Member,
     digest,
     plan_announced,
+    plan_circles,
     plan_group,
+    plan_owners,
 )
-from podwire.services.heartbeats import Heartbeat, Liveness, pack_heartbeat
+from podwire.services.heartbeats import Heartbeat, pack_heartbeat
+from podwire.services.liveness import BEAT_S, DEAD_AFTER_S, Liveness
 from podwire.services.pools import Address
 
 _LOG = logging.getLogger(__name__)
 _LOOPBACK = "lo"
-# While somebody is silent his end is looked for more often than heartbeats are sent.
-_SUSPECT_TICK_S = 0.05
+_RETRY_S = 0.25
+# Event loops count milliseconds: a timer that is early by less would only turn in circles.
+_TIMER_MIN_S = 0.001
 
 
 def route_of(address: Address) -> Route:
@@ -123,10 +130,19 @@ class L2Kernel:
         self._rtnl.close()
 
 
+class AnnouncingKernel(Protocol):
+    def read(self) -> frozenset[Address]: ...
+    def change(self, before: frozenset[Address], after: frozenset[Address]) -> None: ...
+    def announce(self, addresses: Iterable[Address]) -> None: ...
+    def close(self) -> None: ...
+
+
 class L2Announcement:
     """`announced` is what this node's kernel answers for."""
 
-    def __init__(self, node_name: str, kernel: L2Kernel) -> None:
+    def __init__(
+        self, node_name: str, kernel: AnnouncingKernel, wire: MakeWire = HeartbeatSocket
+    ) -> None:
         self._name = node_name
         self._kernel = kernel
         self.liveness = Liveness()
@@ -135,35 +151,41 @@ class L2Announcement:
         self.announced = kernel.read()
         self._doubtful = self.announced
         """What may be in the kernel, whole or by half, besides what is announced."""
-        self._socket = HeartbeatSocket(self._heard, self._answered)
-        self._active = asyncio.Event()
+        self._released: dict[Address, float] = {}
+        """What was let go, until when those who share it are told."""
+        self._marks: frozenset[bytes] = frozenset()
+        self._steady = b""
+        self._beat_at = float("inf")
+        self._retry_at = float("inf")
+        self._look_at = float("inf")
+        self._wire = wire(self._heard, self._answered)
+        self._timer: asyncio.TimerHandle | None = None
+        self._running = False
 
     # --- what changes ---
 
     def set(self, wanted: Wanted, members: Mapping[str, Member]) -> None:
         now = asyncio.get_running_loop().time()
         self._groups = {a: plan_group(a, members, nodes) for a, nodes in wanted.items()}
-        mine = [group for group in self._groups.values() if self._name in group]
-        peers = {name for group in mine for name in group if name != self._name}
-        self.liveness.expect(peers, now)
+        circles = plan_circles(self._name, self._groups)
+        self.liveness.expect(circles, now)
         own = members.get(self._name)
-        addresses = {name: members[name].address for name in peers}
-        self._socket.set_peers(own.address if own else None, addresses)
-        if not peers:
-            self._active.clear()
-        elif not self._active.is_set():
-            self.liveness.restart(now)
-            self._active.set()
-        self._elect()
+        addresses = {name: members[name].address for name in circles}
+        self._wire.set_peers(own.address if own else None, addresses)
+        try:
+            self._elect(now)
+        finally:
+            self._rearm(now)
 
-    def _elect(self) -> None:
-        now = asyncio.get_running_loop().time()
+    def _elect(self, now: float) -> None:
         candidates = self.liveness.candidates(now) | {self._name: Candidate(self._name)}
         question = (self._groups, candidates)
         if question == self._elected:
             return
-        wanted = plan_announced(self._name, self._groups, candidates)
+        owners = plan_owners(self._name, self._groups, candidates)
+        self.liveness.watch({name for name in owners.values() if name}, now)
         before = self.announced
+        wanted = plan_announced(self._name, owners, candidates, before)
         if wanted != before or self._doubtful:
             doubtful = self._doubtful | before | wanted
             try:
@@ -173,11 +195,15 @@ class L2Announcement:
                 raise
             self._doubtful = frozenset()
         self.announced, self._elected = wanted, question
+        self._marks = frozenset(digest(str(address)) for address in wanted)
+        self._steady = pack_heartbeat(Heartbeat(self._name, self._marks))
+        # What the last heartbeat said counts when its sender freezes: it is not said only once.
+        self._released |= dict.fromkeys(before - wanted, now + DEAD_AFTER_S)
+        # The others learn at once, and a former owner lets go.
+        self._beat(now)
         if wanted != before:
             shown = ", ".join(map(str, sorted(wanted, key=_order)))
             _LOG.info("load balancers: announcing %s", shown or "nothing")
-            # The others learn at once, and a former owner lets go.
-            self._beat()
             self._announce(wanted - before)
 
     def _announce(self, addresses: Iterable[Address]) -> None:
@@ -188,48 +214,89 @@ class L2Announcement:
 
     # --- liveness ---
 
-    def _beat(self) -> None:
-        now = asyncio.get_running_loop().time()
-        digests = frozenset(digest(str(address)) for address in self.announced)
-        beat = Heartbeat(self._name, digests, self.liveness.heard_ms(now))
-        self._socket.send(pack_heartbeat(beat))
+    def _beat(self, now: float) -> None:
+        """To all who share what we announce; who announces nothing is quiet."""
+        told = [*self.announced, *self._released]
+        audience = {name for a in told for name in self._groups.get(a, ())} - {self._name}
+        self._wire.send(self._steady, audience)
+        self._released = {a: until for a, until in self._released.items() if until > now}
+        self._beat_at = now + BEAT_S if audience else float("inf")
+
+    def _report(self, now: float, *, asking: bool) -> bytes:
+        heard = self.liveness.heard_ms(now)
+        return pack_heartbeat(Heartbeat(self._name, self._marks, heard, asking))
+
+    def _ask(self, silent: Collection[str], now: float) -> None:
+        self._wire.send(self._report(now, asking=True), self.liveness.circle(silent))
+        for name in silent:
+            self._wire.ask(name)
 
     def _heard(self, beat: Heartbeat) -> None:
         now = asyncio.get_running_loop().time()
-        before = self.liveness.state(beat.node, now)
-        disputed = self.liveness.hear(beat, now)
-        if before != "alive":
-            self._try_elect()
+        heard = self.liveness.hear(beat, now)
+        if beat.asking:
+            self._wire.send(self._report(now, asking=False), (beat.node,))
+        if heard.news:
+            self._try_elect(now)
         # Who answers, or did until now, for what is ours may be believed by neighbours.
-        mine = [a for a in self.announced if digest(str(a)) in disputed] if disputed else []
-        if mine:
-            self._announce(mine)
+        if not self._marks.isdisjoint(heard.disputed):
+            self._announce([a for a in self.announced if digest(str(a)) in heard.disputed])
+        self._rearm(now)
 
     def _answered(self, name: str) -> None:
-        self.liveness.answered(name, asyncio.get_running_loop().time())
+        now = asyncio.get_running_loop().time()
+        self.liveness.answered(name, now)
+        self._rearm(now)
 
-    def _try_elect(self) -> None:
+    def _try_elect(self, now: float) -> None:
+        self._retry_at = float("inf")
         try:
-            self._elect()
+            self._elect(now)
         except KernelError as error:
             _LOG.error("load balancers: not announced: %s; trying again", error)
+            self._retry_at = now + _RETRY_S
+
+    # --- time ---
+
+    def _rearm(self, now: float) -> None:
+        """One timer for all, at the earliest; a stand-by whose owner beats is never woken by it."""
+        if now >= self._look_at:
+            self._look(now)
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._look_at = min(self._retry_at, self.liveness.next_at(now))
+        when = min(self._beat_at, self._look_at)
+        if self._running and when < float("inf"):
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_later(max(when - now, _TIMER_MIN_S), self._tick)
+
+    def _look(self, now: float) -> None:
+        """Somebody's time is over."""
+        silent = self.liveness.doubt(now)
+        if silent:
+            self._ask(silent, now)
+        self._try_elect(now)
+
+    def _tick(self) -> None:
+        self._timer = None
+        now = asyncio.get_running_loop().time()
+        try:
+            if now >= self._beat_at:
+                self._beat(now)
+        finally:
+            self._rearm(now)
 
     async def run(self) -> None:
-        loop = asyncio.get_running_loop()
-        due = 0.0
-        while True:
-            await self._active.wait()
-            now = loop.time()
-            if now >= due:
-                self._beat()
-                due = now + INTERVAL_S
-            suspects = self.liveness.suspects(now)
-            for name in suspects:
-                self._socket.ask(name)
-            self._try_elect()
-            await asyncio.sleep(_SUSPECT_TICK_S if suspects else due - now)
+        self._running = True
+        try:
+            self._rearm(asyncio.get_running_loop().time())
+            await asyncio.Event().wait()
+        finally:
+            self._running = False
+            self._rearm(0.0)
 
     def close(self) -> None:
         with contextlib.suppress(OSError):
-            self._socket.close()
+            self._wire.close()
             self._kernel.close()

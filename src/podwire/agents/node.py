@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -34,7 +35,7 @@ from podwire.runtime.config import KubeletConfig
 from podwire.runtime.containers import ContainerRuntime, Spawner
 from podwire.runtime.kubelet import Kubelet
 from podwire.runtime.poddns import NO_RESOLVER, ResolvConf
-from podwire.runtime.server import KubeletServer
+from podwire.runtime.server import Handler, KubeletServer
 
 _SCRAPE_S = 5.0
 _WAITING = "container runtime network not ready: waiting for the node's podCIDR"
@@ -77,25 +78,16 @@ async def run(
     )
     probes = ProbeService(lambda source: _source_pin(kubelet, source, outside))
     server = KubeletServer(kubelet)
-    server.add_route("POST", "/probe", lambda request: _probe(probes, request))
-    server.add_route("POST", "/routes", lambda request: _routes(node, request))
-    resolving = Resolving(lambda source: _place(kubelet, source))
-    server.add_route("POST", "/dns", resolving.handle)
-    scrape = "/scrape/{namespace}/{name}/{port}"
-    server.add_route("GET", scrape, lambda request: _scrape(kubelet, request))
-    server.add_route("POST", "/trace", Tracer(probes).handle)
-    server.add_route("GET", "/services", status.get_all)
-    server.add_route("POST", "/services/wait", status.wait)
-    server.add_route("GET", "/services/{namespace}/{name}", status.get_one)
+    resolving = Resolving(partial(_place, kubelet))
+    for method, path, handler in _routes(kubelet, node, probes, resolving, status):
+        server.add_route(method, path, handler)
     server.add_metrics(status.metrics)
     try:
         async with server, asyncio.TaskGroup() as group:
+            path_mtu = PathMtuCheck(api, config.node_name, node, probes)
             following = [
-                group.create_task(node.run()),
-                group.create_task(PathMtuCheck(api, config.node_name, node, probes).run()),
-                group.create_task(balancing.run()),
-                group.create_task(status.run()),
-                group.create_task(announcer.run()),
+                group.create_task(part.run())
+                for part in (node, path_mtu, balancing, status, announcer)
             ]
             # Pods of an earlier agent can only be recognised once the network is known again.
             with contextlib.suppress(NodeRemovedError):
@@ -113,6 +105,26 @@ async def run(
         announcer.close()
         with contextlib.suppress(OSError):
             leases.close()
+
+
+def _routes(
+    kubelet: Kubelet,
+    node: NodeNetworkAgent,
+    probes: ProbeService,
+    resolving: Resolving,
+    status: ServiceStatus,
+) -> tuple[tuple[str, str, Handler], ...]:
+    """What the kubelet API answers for other rooms."""
+    return (
+        ("POST", "/probe", partial(_probe, probes)),
+        ("POST", "/trace", Tracer(probes).handle),
+        ("POST", "/routes", partial(_routes_stand, node)),
+        ("POST", "/dns", resolving.handle),
+        ("GET", "/scrape/{namespace}/{name}/{port}", partial(_scrape, kubelet)),
+        ("GET", "/services", status.get_all),
+        ("POST", "/services/wait", status.wait),
+        ("GET", "/services/{namespace}/{name}", status.get_one),
+    )
 
 
 def _pod_pins(kubelet: Kubelet) -> list[Path]:
@@ -187,7 +199,7 @@ class _RoutesTo(msgspec.Struct, rename="camel"):
     timeout_seconds: float = 10.0
 
 
-async def _routes(network: NodeNetworkAgent, request: web.Request) -> web.Response:
+async def _routes_stand(network: NodeNetworkAgent, request: web.Request) -> web.Response:
     try:
         wanted = msgspec.json.decode(await request.read(), type=_RoutesTo)
     except msgspec.MsgspecError as error:

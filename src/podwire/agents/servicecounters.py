@@ -3,6 +3,8 @@
     maps' elements, named counters, conntrack table -> one Reading
     DESTROY events, as they come                    -> TrafficLog
 
+Back ends without elements have their connections counted by conntrack: `services.traffic`.
+
 A reading of 10,000 Services takes about 0.1 s of another thread, so programming does not wait; one
 that is younger than `_FRESH_S` is given again. Ended flows are read in portions with pauses, so
 that 100,000 of them a second cost a bounded share of the processor: what the socket's buffer
@@ -23,7 +25,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
-from podwire.agents.servicekernel import NftablesBackend, ServiceBackend
+from podwire.agents.nftablesbackend import NftablesBackend
+from podwire.agents.servicekernel import ServiceBackend
 from podwire.errors import KernelError
 from podwire.kernel import conntrack, flows, netns, sysctl
 from podwire.kernel.conntrack import Conntrack, ConntrackEvents
@@ -35,7 +38,14 @@ from podwire.services.claims import Claims
 from podwire.services.model import FrontendKey
 from podwire.services.report import Counts
 from podwire.services.tally import COUNTING
-from podwire.services.traffic import Traffic, TrafficLog, sum_flows
+from podwire.services.traffic import (
+    Endpoints,
+    FlowCounts,
+    Traffic,
+    TrafficLog,
+    sum_endpoints,
+    sum_flows,
+)
 
 T = TypeVar("T")
 _LOG = logging.getLogger(__name__)
@@ -69,6 +79,7 @@ class _Raw:
     elements: dict[str, dict[Key, Counted]]
     drops: dict[str, tuple[int, int]]
     live: dict[FrontendKey, Traffic]
+    endpoints: Endpoints
     tracked: int
     tracked_max: int
     rtts_us: dict[FrontendKey, list[int]]
@@ -94,6 +105,10 @@ class ServiceCounters:
         self._conntrack = Conntrack()
         self._events: ConntrackEvents | None = None
         self._log = TrafficLog()
+        self._flow_counts = FlowCounts() if self._tally is None else None
+        # The kernel chooses, where it can.
+        ipvs = backend.name == "ipvs"
+        self._match = flows.Match() if ipvs else flows.Match(status=flows.DST_NAT)
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="counters")
         self._lock = asyncio.Lock()
         self._last: dict[bool, tuple[float, Reading]] = {}
@@ -123,7 +138,10 @@ class ServiceCounters:
         loop = asyncio.get_running_loop()
         loop.remove_reader(self._events.fileno())
         with contextlib.suppress(KernelError):
-            self._log.end(event.flow for event in self._events.read(_PORTION))
+            ended = [event.flow for event in self._events.read(_PORTION)]
+            self._log.end(ended)
+            if self._flow_counts is not None:
+                self._flow_counts.end(ended)
         self._pause = loop.call_later(_PAUSE_S, self._listen)
 
     def _listen(self) -> None:
@@ -155,9 +173,10 @@ class ServiceCounters:
     async def read_frontends(self, keys: Iterable[FrontendKey]) -> dict[FrontendKey, Counts]:
         """Counts of these frontends and their endpoints alone: as cheap as they are few."""
         tally, backend = self._tally, self._backend
-        if tally is None or not isinstance(backend, NftablesBackend):
-            return {}
         wanted = set(keys)
+        if tally is None or not isinstance(backend, NftablesBackend):
+            counts = (await self.read()).counts
+            return {key: counts[key] for key in wanted if key in counts}
         places: dict[tuple[int, str], list[Key]] = {}
         for key in wanted:
             for name, elements in backend.ruleset.elements_of(key).items():
@@ -189,6 +208,7 @@ class ServiceCounters:
         elements: dict[str, dict[Key, Counted]] = {name: {} for name in names}
         drops: dict[str, tuple[int, int]] = {}
         live: dict[FrontendKey, Traffic] = {}
+        endpoints: Endpoints = {}
         for version in self._families:
             family = nf.FAMILY_NAMES[version]
             if self._tally is not None:
@@ -197,10 +217,12 @@ class ServiceCounters:
                 for name, (packets, octets) in self._counters.named(family, nf.TABLE).items():
                     before = drops.get(name, (0, 0))
                     drops[name] = before[0] + packets, before[1] + octets
-            match = flows.Match(status=flows.DST_NAT)
-            sum_flows(self._conntrack.dump(_FAMILIES[version], match), live)
+            found_flows = list(self._conntrack.dump(_FAMILIES[version], self._match))
+            sum_flows(found_flows, live)
+            if self._flow_counts is not None:
+                sum_endpoints(found_flows, endpoints)
         tracked, limit = self._conntrack.count(), self._conntrack.maximum()
-        return _Raw(elements, drops, live, tracked, limit, self._round_trips(pins))
+        return _Raw(elements, drops, live, endpoints, tracked, limit, self._round_trips(pins))
 
     def _round_trips(self, pins: Sequence[Path]) -> dict[FrontendKey, list[int]]:
         """Of every established connection of the pods, by what it asked for."""
@@ -217,8 +239,13 @@ class ServiceCounters:
     def _combine(self, raw: _Raw) -> Reading:
         frontends = self._claims.frontends
         backend = self._backend
+        counts: dict[FrontendKey, Counts] = {}
+        if self._tally is not None:
+            counts = self._tally.totals(raw.elements, frontends)
+        elif self._flow_counts is not None:
+            counts = self._flow_counts.totals(raw.endpoints, frontends)
         return Reading(
-            self._tally.totals(raw.elements, frontends) if self._tally is not None else {},
+            counts,
             self._log.totals(raw.live, frontends),
             raw.drops,
             backend.ruleset.sizes() if isinstance(backend, NftablesBackend) else {},

@@ -21,7 +21,8 @@ import msgspec
 from aiohttp import web
 
 from podwire.agents.servicecounters import Reading, ServiceCounters
-from podwire.agents.services import Programmed, ServiceAgent
+from podwire.agents.serviceprogram import Programmed
+from podwire.agents.services import ServiceAgent
 from podwire.client import Api, PatchType
 from podwire.errors import ApiError, BadRequestError, NotFoundError
 from podwire.objects import kinds
@@ -68,9 +69,9 @@ class ServiceStatus:
         agent, ranges = self._agent, self._agent.ranges
         return NodeReport(
             node=self._name,
-            revision=agent.progress.number,
-            pending=agent.progress.pending,
-            refused={str(owner): why for owner, why in agent.progress.refused.items()},
+            revision=agent.news.progress.number,
+            pending=agent.news.progress.pending,
+            refused={str(owner): why for owner, why in agent.news.progress.refused.items()},
             synced=agent.synced.is_set(),
             backend=agent.config.backend,
             external_ips=agent.config.external_ips,
@@ -78,8 +79,8 @@ class ServiceStatus:
             cluster_cidrs=tuple(map(str, ranges.cluster_cidrs)),
             pools=tuple((address_text(a), address_text(b)) for a, b in agent.view.pools),
             announced=tuple(sorted(map(str, self._announced()))),
-            mended=agent.mended,
-            flows_deleted=dict(agent.cleaner.deleted),
+            mended=agent.program.mended,
+            flows_deleted=dict(agent.flows.cleaner.deleted),
             services=tuple(
                 self._brief(owner, programmed)
                 if brief
@@ -134,13 +135,13 @@ class ServiceStatus:
             reading.live_flows,
             reading.drops,
             reading.sizes,
-            agent.cleaner.deleted,
+            agent.flows.cleaner.deleted,
             reading.tracked,
             reading.tracked_max,
             self._counters.lost_flows,
-            agent.mended,
-            len(agent.progress.refused),
-            agent.progress.number,
+            agent.program.mended,
+            len(agent.news.progress.refused),
+            agent.news.progress.number,
             agent.latency,
             agent.tally is not None,
             reading.rtts_us,
@@ -168,7 +169,7 @@ class ServiceStatus:
             wanted = msgspec.json.decode(await request.read(), type=WaitRequest)
         except msgspec.MsgspecError as error:
             raise BadRequestError(f"wait request: {error}") from error
-        with self._agent.watched() as moved:
+        with self._agent.news.watched() as moved:
             try:
                 async with asyncio.timeout(min(wanted.timeout_s, _MAX_WAIT_S)):
                     while self.missing(wanted.revisions):
@@ -189,7 +190,7 @@ class ServiceStatus:
     async def run(self) -> None:
         """Tell how far this node is until cancelled."""
         self._counters.start()
-        with self._agent.watched() as moved:
+        with self._agent.news.watched() as moved:
             while True:
                 await moved.wait()
                 # What comes within the interval is told with it: there is one write at its end.
@@ -202,7 +203,7 @@ class ServiceStatus:
                     moved.set()
 
     async def _write(self) -> None:
-        words = describe_progress(self._agent.progress, "Services")
+        words = describe_progress(self._agent.news.progress, "Services")
         if words == self._written:
             return
         status, reason, message = words

@@ -50,7 +50,7 @@ class ServiceRow(View):
     note: str = ""
     problems: tuple[str, ...] = ()
     connections: int = 0
-    refused: int = 0
+    refused: int | None = 0
 
     @property
     def key(self) -> Key:
@@ -165,8 +165,14 @@ def _row(
             )
         ),
         connections=sum(f.connections for r in reports for f in r.frontends),
-        refused=sum(f.refused for r in reports for f in r.frontends),
+        refused=_sum_known(f.refused for r in reports for f in r.frontends),
     )
+
+
+def _sum_known(numbers: Iterable[int | None]) -> int | None:
+    """None where any is unknown."""
+    known = list(numbers)
+    return None if None in known else sum(number or 0 for number in known)
 
 
 def _node(

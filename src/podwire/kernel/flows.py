@@ -49,6 +49,7 @@ _F_PROTO_NUM: Final = 8
 _F_SRC_PORT: Final = 16
 _F_DST_PORT: Final = 32
 
+_PORTLESS: Final = (IPPROTO_ICMP, IPPROTO_ICMPV6)
 _U16: Final = struct.Struct("!H")
 _U32: Final = struct.Struct("!I")
 
@@ -89,6 +90,14 @@ class Flow(Struct, frozen=True, gc=False):
     def dst_nat(self) -> bool:
         """Its destination was rewritten: it goes to an endpoint of a Service."""
         return bool(self.status & DST_NAT)
+
+    @property
+    def redirected(self) -> bool:
+        """It is answered by another than was asked. IPVS sets no status for what it translates."""
+        return self.dst_nat or (
+            self.orig.proto not in _PORTLESS
+            and (self.reply.src, self.reply.sport) != (self.orig.dst, self.orig.dport)
+        )
 
     @property
     def seen_reply(self) -> bool:

@@ -25,7 +25,7 @@ from podwire.runtime.state import Slot
 from podwire.runtime.streams import ExecRequest, serve_exec
 from podwire.runtime.worker import PodWorker
 
-_Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class KubeletServer:
@@ -47,7 +47,7 @@ class KubeletServer:
             self._app.router.add_route(method, f"/attach/{target}", self._attach)
             self._app.router.add_route(method, "/portForward/{namespace}/{pod}", _port_forward)
 
-    def add_route(self, method: str, path: str, handler: _Handler) -> None:
+    def add_route(self, method: str, path: str, handler: Handler) -> None:
         """Add a route before the server starts, e.g. the probe engine's `/probe`."""
         self._app.router.add_route(method, path, handler)
 
@@ -181,7 +181,7 @@ async def _port_forward(request: web.Request) -> web.StreamResponse:
 
 
 @web.middleware
-async def _errors(request: web.Request, handler: _Handler) -> web.StreamResponse:
+async def _errors(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Refusals as plain text, as kubelet answers; the API server makes a Status of them."""
     try:
         return await handler(request)

@@ -7,9 +7,9 @@ greatest. When a node dies only its own addresses move; when it returns, only th
 
 Three states of a node, seen from another:
 
-    alive    its agent was heard of within `DEAD_AFTER_S`
-    frozen   its agent is silent, but its kernel answers: what it announced last it still announces,
-             and nobody can take that back from it
+    alive    its agent was heard of, or nobody had reason to ask (`liveness`)
+    frozen   its agent does not answer, but its kernel does: what it announced last it still
+             announces, and nobody can take that back from it
     dead     neither
 
 A frozen node keeps exactly the addresses it announced last, as long as it may have them: a second
@@ -34,11 +34,6 @@ from podwire.objects.discovery import Endpoint, EndpointSlice
 from podwire.services.pools import Address
 
 State: TypeAlias = Literal["alive", "frozen", "dead"]
-INTERVAL_S: Final = 0.15
-DEAD_AFTER_S: Final = 0.6
-"""Four heartbeats: one lost packet, or two, is not a death."""
-
-
 _GROUP: Final = 3
 
 
@@ -52,7 +47,7 @@ class Member:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A node as the election sees it; `held` are digests of what it announced when it froze."""
+    """A node as the election sees it; `held` are digests of what it said last that it announces."""
 
     name: str
     state: State = "alive"
@@ -92,18 +87,48 @@ def plan_owner(address: Address, candidates: Iterable[Candidate]) -> str | None:
     return next(iter([*frozen, *alive]), None)
 
 
-def plan_announced(
+def plan_owners(
     node: str,
     groups: Mapping[Address, Sequence[str]],
     candidates: Mapping[str, Candidate],
-) -> frozenset[Address]:
-    """What `node` announces; a member nobody knows anything of counts as dead."""
-    return frozenset(
-        address
+) -> dict[Address, str | None]:
+    """Who announces what `node` has a part in; a member nobody knows anything of counts as dead."""
+    return {
+        address: plan_owner(address, [candidates[n] for n in group if n in candidates])
         for address, group in groups.items()
         if node in group
-        and plan_owner(address, [candidates[n] for n in group if n in candidates]) == node
+    }
+
+
+def plan_announced(
+    node: str,
+    owners: Mapping[Address, str | None],
+    candidates: Mapping[str, Candidate],
+    before: frozenset[Address],
+) -> frozenset[Address]:
+    """What `node` announces now. What it has already it keeps until the owner says that it does
+    too: a better node that has just come may not serve the address yet."""
+    return frozenset(
+        address
+        for address, owner in owners.items()
+        if owner == node
+        or (
+            owner is not None
+            and address in before
+            and digest(str(address)) not in candidates[owner].held
+        )
     )
+
+
+def plan_circles(node: str, groups: Mapping[Address, Sequence[str]]) -> dict[str, set[str]]:
+    """The others `node` shares an address with, each with those it shares that address with."""
+    circles: dict[str, set[str]] = {}
+    for group in groups.values():
+        if node in group:
+            others = set(group) - {node}
+            for name in others:
+                circles.setdefault(name, set()).update(others - {name})
+    return circles
 
 
 def eligible_nodes(service: Service, slices: Iterable[EndpointSlice]) -> frozenset[str] | None:

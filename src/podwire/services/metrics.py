@@ -28,8 +28,8 @@ _PREFIX = "podwire_service"
 class NodeNumbers:
     """What a node knows; `frontends` are those in force.
 
-    `counted` is False where the back end counts no connections: then conntrack's flows stand for
-    them, those that met no endpoint are unknown.
+    `counted` is False where the back end counts no connections: then `counts` are conntrack's
+    flows, those that met no endpoint are unknown.
     """
 
     frontends: Mapping[FrontendKey, Frontend]
@@ -90,7 +90,7 @@ def _sum_up(numbers: NodeNumbers) -> Iterator[tuple[Key, _Sums]]:
         counts = numbers.counts.get(key, NO_COUNTS)
         traffic = numbers.traffic.get(key, Traffic())
         row.accepted += counts.accepted if numbers.counted else traffic.flows
-        row.refused += counts.refused
+        row.refused += counts.refused or 0
         row.live += numbers.live_flows.get(key, 0)
         row.endpoints = max(row.endpoints, len(frontend.internal or frontend.backends))
         row.traffic += traffic

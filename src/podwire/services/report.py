@@ -27,7 +27,8 @@ class EndpointReport(View):
 
 class FrontendReport(View):
     """`internal` is what clients in the cluster get instead, None the same. `refused` connections
-    found no endpoint, `owner` is who has the address where somebody else does."""
+    found no endpoint (None: the back end cannot tell), `owner` is who has the address where
+    somebody else does."""
 
     address: str
     port: int
@@ -42,7 +43,7 @@ class FrontendReport(View):
     masquerade: bool = False
     limited: bool = False
     connections: int = 0
-    refused: int = 0
+    refused: int | None = 0
     owner: str = ""
 
 
@@ -95,10 +96,11 @@ class NodeReport(View):
 
 
 class Counts(msgspec.Struct, frozen=True):
-    """Connections of one frontend since it stood: `accepted`, and those that met no endpoint."""
+    """Connections of one frontend since it stood: `accepted`, and those that met no endpoint,
+    where the back end can tell."""
 
     accepted: int = 0
-    refused: int = 0
+    refused: int | None = 0
     endpoints: Mapping[tuple[bytes, int], int] = {}
 
 

@@ -1,20 +1,26 @@
 """Packets and bytes of Services, from connection tracking. Pure.
 
     live flows (a dump, when asked) + ended flows (DESTROY events, as they come) -> Traffic
+                                                                                 -> Counts
 
 A flow belongs to the frontend its client asked for: the original destination. It is counted on the
 node that translated it, which is the node the client's packets meet first. Counting needs
 nf_conntrack_acct; flows made before it was on have no counters and count as flows only.
+
+Where the back end's own rules do not count, or lose their counts whenever they are written anew,
+flows stand for connections too: `FlowCounts`. What was refused made no flow, so nobody knows it.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeAlias
 
 from podwire.kernel.flows import Flow
 from podwire.services.model import FrontendKey
+from podwire.services.report import Counts
 
 MAX_KEYS: Final = 50_000
 """Frontends whose ended flows are remembered; past it new ones are counted as lost."""
@@ -64,7 +70,7 @@ def sum_flows(
     """Translated flows by what their clients asked for."""
     found: dict[FrontendKey, Traffic] = {} if into is None else into
     for flow in flows:
-        if flow.dst_nat:
+        if flow.redirected:
             key = FrontendKey(flow.orig.dst, flow.orig.proto, flow.orig.dport)
             row = found.get(key)
             if row is None:
@@ -102,3 +108,42 @@ class TrafficLog:
                 found[key] = now.at_least(self._told.get(key, Traffic()))
         self._ended, self._told = ended, found
         return found
+
+
+Endpoints: TypeAlias = dict[FrontendKey, Counter[tuple[bytes, int]]]
+"""Flows by who was asked, and who answers."""
+
+
+def sum_endpoints(flows: Iterable[Flow], into: Endpoints | None = None) -> Endpoints:
+    found: Endpoints = {} if into is None else into
+    for flow in flows:
+        if flow.redirected:
+            key = FrontendKey(flow.orig.dst, flow.orig.proto, flow.orig.dport)
+            found.setdefault(key, Counter())[flow.reply.src, flow.reply.sport] += 1
+    return found
+
+
+class FlowCounts:
+    """Connections by frontend and endpoint since the agent began to listen."""
+
+    def __init__(self) -> None:
+        self._ended: Endpoints = {}
+        self._told: Endpoints = {}
+
+    def end(self, flows: Iterable[Flow]) -> None:
+        for key, endpoints in sum_endpoints(flows).items():
+            if key in self._ended or len(self._ended) < MAX_KEYS:
+                self._ended.setdefault(key, Counter()).update(endpoints)
+
+    def totals(self, live: Endpoints, wanted: Iterable[FrontendKey]) -> dict[FrontendKey, Counts]:
+        """All of the `wanted` frontends; others are forgotten. Counts do not fall."""
+        nothing: Counter[tuple[bytes, int]] = Counter()
+        ended: Endpoints = {}
+        told: Endpoints = {}
+        for key in wanted:
+            if key in self._ended:
+                ended[key] = self._ended[key]
+            now = ended.get(key, nothing) + live.get(key, nothing)
+            told[key] = now | self._told.get(key, nothing)
+        self._ended, self._told = ended, told
+        return {key: Counts(each.total(), None, each) for key, each in told.items()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import subprocess
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +13,15 @@ from service_rows import CLUSTER_IP, NODE_IP, ep
 from service_worlds import CLUSTER_CIDRS, NODE, SERVICE_CIDRS, make_service, make_slice
 
 from podwire.agents.config import ServiceConfig
-from podwire.agents.servicekernel import NftablesBackend, Ranges
+from podwire.agents.nftablesbackend import NftablesBackend
+from podwire.agents.servicekernel import Ranges
 from podwire.agents.services import ServiceAgent
 from podwire.client import Api, Change, Endpoint, Informer
 from podwire.errors import KernelError
 from podwire.objects import kinds
 from podwire.objects.core import Node, Service
 from podwire.objects.discovery import SERVICE_NAME_LABEL, EndpointSlice
-from podwire.objects.meta import Key
+from podwire.objects.meta import Key, Kind, Object
 from podwire.services import nftables as nf
 from podwire.services.claims import Claims, Owner
 
@@ -31,8 +32,8 @@ WEB, OTHER = Owner("Service", Key("ns1", "web")), Owner("Service", Key("ns1", "o
 class Refusing(NftablesBackend):
     """A kernel that has no room for a Service with more than one backend."""
 
-    def __init__(self, claims: Claims) -> None:
-        super().__init__((4,), claims)
+    def __init__(self, families: Iterable[int], claims: Claims) -> None:
+        super().__init__(families, claims)
         self._owned = claims
         self.full = True
 
@@ -42,6 +43,18 @@ class Refusing(NftablesBackend):
         super().commit()
 
 
+class Told:
+    """What would be Events."""
+
+    def __init__(self) -> None:
+        self.events: list[tuple[str, str]] = []
+
+    async def record(
+        self, kind: Kind[Service], obj: Object, event_type: str, reason: str, message: str
+    ) -> None:
+        self.events.append((reason, message))
+
+
 class Agent(ServiceAgent):
     """Told what there is by the test instead of by an API; what it would tell is kept."""
 
@@ -49,18 +62,17 @@ class Agent(ServiceAgent):
         api = Api(Endpoint(unix_socket=Path("/run/nobody.sock")))
         nodes: Informer[Node] = Informer(api, kinds.NODE)
         config = ServiceConfig((4,), CLUSTER_CIDRS, SERVICE_CIDRS)
-        super().__init__(api, "node-1", config, nodes)
+        self.events = Told()
+        backend = Refusing if refusing else NftablesBackend
+        super().__init__(api, "node-1", config, nodes, make_backend=backend, events=self.events)
         self.view = NODE
         self.known: dict[Key, Service] = {}
         self.services.objects = self.known
-        self.told: list[tuple[str, str]] = []
-        if refusing:
-            self.backend.close()
-            self.backend = Refusing(self.claims)
         self.backend.open(Ranges(SERVICE_CIDRS, CLUSTER_CIDRS))
 
-    def _spawn_event(self, service: Service, reason: str, message: str) -> None:
-        self.told.append((reason, message))
+    async def told(self) -> list[tuple[str, str]]:
+        await asyncio.sleep(0)  # Events are written by tasks
+        return self.events.events
 
     def have(self, service: Service, *hosts: str) -> None:
         self.known[service.key] = service
@@ -73,7 +85,7 @@ class Agent(ServiceAgent):
     def work(self) -> None:
         owners = list(self._dirty)
         self._dirty.clear()
-        self._program(owners)
+        self.program_now(owners)
 
 
 def in_loop(body: Callable[[], Coroutine[Any, Any, None]]) -> None:
@@ -104,8 +116,8 @@ def test_a_refused_service_keeps_what_it_had_and_is_told(scratch: Path) -> None:
         assert hosts_of(net, OTHER_IP) == {"far-a"}
         assert agent.programmed[WEB].error
         assert not agent.programmed[OTHER].error
-        assert [reason for reason, _ in agent.told] == ["FailedToProgram"]
-        assert "no room" in agent.told[0][1]
+        assert [reason for reason, _ in await agent.told()] == ["FailedToProgram"]
+        assert "no room" in agent.events.events[0][1]
         # Once the kernel takes it again, the next change is as any other.
         agent.have(web, "far-b")
         agent.work()
@@ -132,7 +144,7 @@ def test_what_was_refused_is_tried_again_by_itself(scratch: Path) -> None:
             agent.backend.full = False
         assert not agent.programmed[WEB].error
         assert hosts_of(net, CLUSTER_IP) == {"here-a", "far-a"}
-        assert [reason for reason, _ in agent.told] == ["FailedToProgram"]
+        assert [reason for reason, _ in await agent.told()] == ["FailedToProgram"]
         agent.close()
 
     with ServiceNet(scratch) as net:
@@ -148,14 +160,14 @@ def test_what_somebody_took_away_is_put_back_by_the_next_change(scratch: Path) -
         words = ["nft", "delete", "element", "ip", nf.TABLE, nf.SERVICES, element]
         take_away(words)
         del agent.known[WEB.key]
-        agent._touch(WEB)
+        agent.touch(WEB)
         agent.work()
         assert not agent.claims.owners
         assert net.ask([Ask("here-c", CLUSTER_IP, 80)], patience_s=0.05)[0].verdict == "dropped"
         agent.have(make_service(), "here-b")
         agent.work()
         assert hosts_of(net, CLUSTER_IP) == {"here-b"}
-        assert agent.told == []
+        assert await agent.told() == []
         agent.close()
 
     with ServiceNet(scratch) as net:
@@ -174,8 +186,8 @@ def test_flows_of_a_service_that_went_while_no_agent_was_there_end(scratch: Path
             wait(lambda: net.server.received.get(("here-a", 8080)))
             agent.close()
             next_one = Agent(refusing=False)
-            await next_one._start()
-            assert next_one.cleaner.deleted == {"service gone": 1}
+            await next_one.start()
+            assert next_one.flows.cleaner.deleted == {"service gone": 1}
             sender.wait_sent(10)
             received = net.server.received["here-a", 8080]
             sender.wait_sent(10)

@@ -19,8 +19,10 @@ from podwire.services.election import (
     digest,
     eligible_nodes,
     plan_announced,
+    plan_circles,
     plan_group,
     plan_owner,
+    plan_owners,
     shared_eligibility,
 )
 from podwire.services.loadbalancers import carries_load_balancers
@@ -37,6 +39,15 @@ def candidates(found: dict[str, State], **held: list[Any]) -> list[Candidate]:
         Candidate(n, s, frozenset(digest(str(a)) for a in held.get(n.replace("-", "_"), ())))
         for n, s in found.items()
     ]
+
+
+def announced(
+    node: str,
+    groups: dict[Any, Any],
+    known: dict[str, Candidate],
+    before: frozenset[Any] = frozenset(),
+) -> frozenset[Any]:
+    return plan_announced(node, plan_owners(node, groups, known), known, before)
 
 
 def best(vip: Any = VIP, count: int = 3) -> list[str]:
@@ -81,7 +92,7 @@ def test_one_announcer_and_all_agree(found: dict[str, State]) -> None:
         address
         for name, state in found.items()
         if state == "alive"
-        for address in plan_announced(name, groups, known)
+        for address in announced(name, groups, known)
     ]
     assert len(claims) == len(set(claims))
     served = {v for v, group in groups.items() if any(found[n] == "alive" for n in group)}
@@ -92,17 +103,38 @@ def test_one_announcer_and_all_agree(found: dict[str, State]) -> None:
 def test_a_death_moves_its_own_addresses_only(dead: str) -> None:
     groups = {vip: plan_group(vip, MEMBERS, None) for vip in VIPS}
     known = {n: Candidate(n) for n in NAMES}
-    before = {n: plan_announced(n, groups, known) for n in NAMES}
+    before = {n: announced(n, groups, known) for n in NAMES}
     known[dead] = Candidate(dead, "dead")
-    after = {n: plan_announced(n, groups, known) for n in NAMES}
+    after = {n: announced(n, groups, known) for n in NAMES}
     assert all(before[n] <= after[n] for n in NAMES if n != dead)
     assert frozenset().union(*(after[n] for n in NAMES if n != dead)) == frozenset(VIPS)
+
+
+def test_a_better_node_takes_over_when_it_says_so() -> None:
+    """Until then the one that has the address keeps it: nobody else may serve it yet."""
+    first, second, third = best()
+    groups = {VIP: (first, second, third)}
+    known = {n: Candidate(n) for n in groups[VIP]}
+    mine = frozenset({VIP})
+    assert announced(second, groups, known, mine) == mine
+    assert announced(third, groups, known) == frozenset()
+    known[first] = Candidate(first, "alive", frozenset({digest(str(VIP))}))
+    assert announced(second, groups, known, mine) == frozenset()
+    # Who may not have it any more lets go at once.
+    assert announced(second, {VIP: (first, third)}, known, mine) == frozenset()
+
+
+def test_circles() -> None:
+    a, b, c = VIPS[:3]
+    groups = {a: ("n1", "n2", "n3"), b: ("n2", "n4", "n1"), c: ("n3", "n4", "n5")}
+    assert plan_circles("n1", groups) == {"n2": {"n3", "n4"}, "n3": {"n2"}, "n4": {"n2"}}
+    assert plan_circles("n9", groups) == {}
 
 
 def test_addresses_are_spread() -> None:
     groups = {vip: plan_group(vip, MEMBERS, None) for vip in VIPS}
     known = {n: Candidate(n) for n in NAMES}
-    assert all(len(plan_announced(n, groups, known)) >= 2 for n in NAMES)
+    assert all(len(announced(n, groups, known)) >= 2 for n in NAMES)
 
 
 @pytest.mark.parametrize(

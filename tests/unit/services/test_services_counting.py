@@ -19,7 +19,14 @@ from podwire.services.metrics import NodeNumbers, render_metrics
 from podwire.services.model import Frontend, FrontendKey
 from podwire.services.report import Counts, address_text, describe_service
 from podwire.services.tally import Tally
-from podwire.services.traffic import MAX_KEYS, Traffic, TrafficLog, sum_flows
+from podwire.services.traffic import (
+    MAX_KEYS,
+    FlowCounts,
+    Traffic,
+    TrafficLog,
+    sum_endpoints,
+    sum_flows,
+)
 from podwire.telemetry.exposition import Histogram, Page, render_labels
 
 VIP = FrontendKey(socket.inet_aton("10.96.0.1"), 6, 80)
@@ -103,8 +110,39 @@ def flow(*, status: int = flows.DST_NAT | flows.SEEN_REPLY, packets: int = 3) ->
 
 
 def test_translated_flows_count_for_what_was_asked_for() -> None:
-    found = sum_flows([flow(), flow(status=flows.DST_NAT), flow(status=0)])
+    plain = msgspec.structs.replace(flow(status=0), reply=_answer(flow(), VIP.ip, VIP.port))
+    found = sum_flows([flow(), flow(status=flows.DST_NAT), plain])
     assert found == {VIP: Traffic(2, 1, 6, 8, 600, 2000)}
+
+
+def _answer(of: Flow, ip: bytes, port: int) -> flows.Tuple:
+    return of.reply._replace(src=ip, sport=port)
+
+
+def test_what_ipvs_translated_has_no_status() -> None:
+    assert sum_flows([flow(status=flows.SEEN_REPLY)])[VIP].flows == 1
+    ping = flow(status=0)
+    ping = msgspec.structs.replace(
+        ping,
+        orig=ping.orig._replace(proto=1, dport=8 << 8),
+        reply=ping.reply._replace(src=VIP.ip, sport=40000, dport=0, proto=1),
+    )
+    assert sum_flows([ping]) == {}
+
+
+def test_flows_stand_for_connections_where_rules_do_not_count() -> None:
+    counts = FlowCounts()
+    to_two = msgspec.structs.replace(flow(), reply=_answer(flow(), TWO.ip, TWO.port))
+    counts.end([flow(), to_two])
+    told = counts.totals(sum_endpoints([flow()]), [VIP])[VIP]
+    assert (told.accepted, told.refused) == (3, None)
+    assert told.endpoints == {(ONE.ip, 8080): 2, (TWO.ip, 8080): 1}
+    # One ends, and its event has not come yet.
+    assert counts.totals({}, [VIP])[VIP] == told
+    counts.end([flow()])
+    assert counts.totals({}, [VIP])[VIP] == told
+    assert counts.totals({}, []) == {}
+    assert counts.totals({}, [VIP])[VIP] == Counts(0, None)
 
 
 def test_ended_and_living_flows_are_one_number() -> None:
