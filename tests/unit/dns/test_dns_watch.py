@@ -15,8 +15,9 @@ from podwire.client import Api
 from podwire.dns import views
 from podwire.dns.answers import Answers
 from podwire.dns.index import Index, PodMode, ZoneOptions
+from podwire.dns.metrics import Metrics
 from podwire.dns.records import Zone
-from podwire.dns.watch import LATENCY_BUCKETS_S, DnsWatch
+from podwire.dns.watch import DnsWatch
 from podwire.objects.meta import Kind, Object
 
 NAME = "web.shop.svc.cluster.local."
@@ -129,7 +130,8 @@ async def test_dns_programming_latency_endpoints() -> None:
     spec = msgspec.structs.replace(selecting.spec, selector={"app": "web"})
     selecting = msgspec.structs.replace(selecting, spec=spec)
     api = ScriptedApi(services=[selecting], namespaces=[shop()], endpointslices=[])
-    watch = await _watching(at, api, clock=lambda: MOMENT + 0.5)
+    metrics = Metrics()
+    await _watching(at, api, programmed=metrics.programmed, clock=lambda: MOMENT + 0.5)
 
     def dated(address: str, when: str) -> views.Slice:
         item = slice_of("shop", "web", endpoint(address))
@@ -144,7 +146,9 @@ async def test_dns_programming_latency_endpoints() -> None:
     await api.tell("endpointslices", dated("10.1.0.2", when))
     await api.tell("endpointslices", slice_of("shop", "web", endpoint("10.1.0.3")))
     assert ask(at).answer[0][0].to_text() == "10.1.0.3"
-    counts = watch.latency.counts["headless_with_selector"]
-    assert sum(counts) == 1
-    assert LATENCY_BUCKETS_S[counts.index(1)] == 0.512
-    assert watch.latency.sums == {"headless_with_selector": 0.5}
+    name = "coredns_kubernetes_dns_programming_duration_seconds"
+    lines = [line.removeprefix(name) for line in metrics.render().splitlines()]
+    assert '_sum{service_kind="headless_with_selector"} 0.5' in lines
+    assert '_bucket{le="0.256",service_kind="headless_with_selector"} 0' in lines
+    assert '_bucket{le="0.512",service_kind="headless_with_selector"} 1' in lines
+    assert '_count{service_kind="headless_with_selector"} 1' in lines
