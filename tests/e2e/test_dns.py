@@ -568,5 +568,6 @@ def test_stats_tell_the_golden_signals(lab: Lab, tools: Any) -> None:
     dig(tools, lab, "web.default.svc.cluster.local")
     found = json.loads(tools.podwire("dns", "stats", "--lab", lab.name, "-o", "json").stdout)
     assert len(found) == 2
+    assert all(0 < each["p50Milliseconds"] <= each["p99Milliseconds"] for each in found)
     assert sum(each["queries"] for each in found) > 0
     assert not any(each.get("error") for each in found)

@@ -115,6 +115,7 @@ class Instance:
             open_ones(socket.SOCK_STREAM, port, addresses),
         )
         self._servers.append(server)
+        chain.time_fast(server.latency.histogram)
         chain.start((addresses[0] if addresses else self._around.addresses[0], port))
 
     async def stop(self) -> None:
