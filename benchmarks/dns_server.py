@@ -54,6 +54,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from lib import cpu_seconds, paired, percentile, print_result, pss_bytes
 from podwire.client import Api
+from podwire.dns import memory
 from podwire.dns.answers import Answers
 from podwire.dns.index import Index
 from podwire.dns.records import Zone
@@ -183,6 +184,13 @@ class SnapshotApi(Api):
 
 
 def serve(folder: Path, port: int, events: socket.socket | None) -> None:
+    """What the program does (`podwire.dns.main`), without a Corefile."""
+    memory.begin()
+
+    async def settle(watch: DnsWatch) -> None:
+        await watch.synced.wait()
+        memory.listed()
+
     async def run() -> None:
         answers = Answers(Zone(Index()))
         if events is not None:
@@ -191,7 +199,7 @@ def serve(folder: Path, port: int, events: socket.socket | None) -> None:
         server = Server(answers, None)
         udp, tcp = bind("127.0.0.1", port)
         await server.start([udp], [tcp])
-        await watch.run()
+        await asyncio.gather(watch.run(), settle(watch))
 
     uvloop.run(run())
 

@@ -45,6 +45,7 @@ class DnsWatch:
     ) -> None:
         self._answers = answers
         self._index = answers.zone.index
+        self._index.telling = answers.synced
         self._clock = clock
         options = self._index.options
         self._programmed = programmed
@@ -75,6 +76,7 @@ class DnsWatch:
     async def _wait_synced(self, informers: list[Informer[Any]]) -> None:
         for informer in informers:
             await informer.synced.wait()
+        self._index.telling = True
         self._answers.mark_synced()
         self.synced.set()
 
