@@ -1,8 +1,10 @@
-"""Cluster DNS from one process, against unbound (one thread, local-data) and dnsmasq.
+"""Cluster DNS from one process, against unbound (one thread, local-data), knot and dnsmasq.
 
     python benchmarks/dns_server.py [--services 10000] [--endpoints 10] [--rounds 5] [--seconds 2]
 
-Needs dnsperf and unbound, and takes dnsmasq where it is (Debian: dnsperf, unbound, dnsmasq-base).
+Needs dnsperf and unbound, and takes knot (one UDP worker, zone files: the native limit of an
+authoritative server) and dnsmasq where they are. Debian: dnsperf, unbound, knot, dnsmasq-base, or
+`root=$PWD; source tools/bootstrap.sh; bootstrap_benchmarks`.
 Everything runs in a network namespace of its own, over its loopback; the load generator shares the
 machine's processors with the servers. All servers have the same names. Measured in turns, each
 round in the opposite order:
@@ -52,6 +54,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from lib import cpu_seconds, paired, percentile, print_result, pss_bytes
 from podwire.client import Api
+from podwire.dns import memory
 from podwire.dns.answers import Answers
 from podwire.dns.index import Index
 from podwire.dns.records import Zone
@@ -64,7 +67,7 @@ from podwire.objects.meta import Kind
 _ZONE = "cluster.local"
 _KINDS = ("A", "SRV", "PTR", "NXDOMAIN")
 _QUESTIONS = 20_000
-_COMPARATORS = {"unbound": 5301, "dnsmasq": 5302}
+_COMPARATORS = {"unbound": 5301, "knotd": 5303, "dnsmasq": 5302}
 _OURS, _CHANGES = 5300, 5310
 
 
@@ -181,6 +184,13 @@ class SnapshotApi(Api):
 
 
 def serve(folder: Path, port: int, events: socket.socket | None) -> None:
+    """What the program does (`podwire.dns.main`), without a Corefile."""
+    memory.begin()
+
+    async def settle(watch: DnsWatch) -> None:
+        await watch.synced.wait()
+        memory.listed()
+
     async def run() -> None:
         answers = Answers(Zone(Index()))
         if events is not None:
@@ -189,7 +199,7 @@ def serve(folder: Path, port: int, events: socket.socket | None) -> None:
         server = Server(answers, None)
         udp, tcp = bind("127.0.0.1", port)
         await server.start([udp], [tcp])
-        await watch.run()
+        await asyncio.gather(watch.run(), settle(watch))
 
     uvloop.run(run())
 
@@ -271,15 +281,47 @@ def dnsmasq_config(size: Size) -> str:
     return "\n".join(lines) + "\n"
 
 
+def knot_config(size: Size, folder: Path) -> str:
+    """The configuration; its zones are written into `folder`."""
+    zones = (_ZONE, "10.in-addr.arpa")
+    for zone in zones:
+        lines = [f"{zone}. 5 IN SOA ns.{zone}. hostmaster.{zone}. 1 7200 1800 86400 5"]
+        lines.append(f"{zone}. 5 IN NS localhost.")
+        lines += [f"{n}. 5 IN {kind} {d}" for n, kind, d in records(size) if n.endswith(zone)]
+        (folder / f"{zone}.zone").write_text("\n".join(lines) + "\n")
+    served = "".join(
+        f"  - domain: {zone}\n    file: {zone}.zone\n    zonefile-load: whole\n"
+        "    zonefile-sync: -1\n    journal-content: none\n"
+        for zone in zones
+    )
+    return f"""server:
+  rundir: {folder}
+  listen: 127.0.0.1@{_COMPARATORS["knotd"]}
+  udp-workers: 1
+  tcp-workers: 1
+  background-workers: 1
+database:
+  storage: {folder}
+log:
+  - target: stderr
+    any: error
+template:
+  - id: default
+    storage: {folder}
+zone:
+{served}"""
+
+
 @contextlib.contextmanager
 def comparator(program: str, folder: Path, size: Size) -> Iterator[int]:
     config = folder / f"{program}.conf"
+    command = [program, "-C" if program == "dnsmasq" else "-c", str(config)]
     if program == "unbound":
         config.write_text(unbound_config(size))
-        command = [program, "-c", str(config)]
+    elif program == "knotd":
+        config.write_text(knot_config(size, folder))
     else:
         config.write_text(dnsmasq_config(size))
-        command = [program, "-C", str(config)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         wait_ready(_COMPARATORS[program], process)

@@ -73,7 +73,7 @@ bootstrap_runtime() {
 bootstrap_tests() {
     install_missing nft=nftables ip=iproute2 nsenter=util-linux crun=crun kubectl=kubernetes-client \
         curl=curl ping=iputils-ping busybox=busybox-static iptables-restore=iptables \
-        bird=bird2 dig=bind9-dnsutils
+        bird=bird2 dig=bind9-dnsutils cc=gcc musl-gcc=musl-tools
     fetch_debian_kubectl
     install_package dev "[dev]"
     touch "$venv/.podwire-dev"
@@ -82,6 +82,11 @@ bootstrap_tests() {
 # bootstrap_vm: what tools/vm.py boots another kernel with, and what its tests need there.
 bootstrap_vm() {
     install_missing qemu-system-x86_64=qemu-system-x86 busybox=busybox-static ipvsadm=ipvsadm
+}
+
+# bootstrap_benchmarks: the load generator and comparators of benchmarks/dns_server.py.
+bootstrap_benchmarks() {
+    install_missing dnsperf=dnsperf unbound=unbound dnsmasq=dnsmasq-base knotd=knot
 }
 
 # fetch_debian_kubectl: Debian's own client beside whatever kubectl is installed, for the tests. It is

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # The rootless tier: user `nobody`, a world-readable copy of the checkout, a venv of the system's Python.
+# rootless_tests.sh [TESTS...]: of these files only.
 set -euo pipefail
 root=$(cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/.." && pwd)
 copy=$(mktemp -d /tmp/podwire-rootless.XXXXXX)
@@ -17,4 +18,4 @@ chown -R nobody "$copy"
 cd "$copy"
 runuser -u nobody -- env HOME="$copy" TMPDIR="$copy" PODWIRE_RUN_DIR="$copy/run" \
     PODWIRE_SHARED="${PODWIRE_SHARED:-}" PATH="$copy/.venv/bin:$PATH" \
-    "$copy/.venv/bin/python" -m pytest -q -p no:cacheprovider -m "rootless" tests
+    "$copy/.venv/bin/python" -m pytest -q -p no:cacheprovider -m "rootless" "${@:-tests}"

@@ -43,8 +43,12 @@ class Change(Generic[T]):
 Handler = Callable[[Change[T]], None]
 
 
-class _Head(msgspec.Struct):
-    type: str
+def _raise_refusal(line: bytes) -> None:
+    """The error an ERROR event carries; nothing for any other event."""
+    event = msgspec.json.decode(line)
+    if event.get("type") == "ERROR":
+        status = event["object"]
+        raise ApiError.from_status(status, status.get("code", 500))
 
 
 class Informer(Generic[T]):
@@ -77,7 +81,6 @@ class Informer(Generic[T]):
         # One decoder per view: `object` is decoded straight into the typed view, in C.
         event = msgspec.defstruct("Event", [("type", str), ("object", kind.view)])
         self._decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(event)
-        self._head = msgspec.json.Decoder(_Head)
 
     def on_change(self, handler: Handler[T]) -> None:
         """Call `handler` for every change from now on, and at once for what is known."""
@@ -149,10 +152,13 @@ class Informer(Generic[T]):
                     self._apply(line)
 
     def _apply(self, line: bytes) -> None:
-        if self._head.decode(line).type == "ERROR":
-            status = msgspec.json.decode(line)["object"]
-            raise ApiError.from_status(status, status.get("code", 500))
-        event = self._decoder.decode(line)
+        try:
+            event = self._decoder.decode(line)
+        except msgspec.ValidationError:
+            _raise_refusal(line)  # a Status need not look like an object of the kind
+            raise
+        if event.type == "ERROR":
+            _raise_refusal(line)
         obj: T = event.object
         self._version = obj.metadata.resource_version
         if event.type == "DELETED":

@@ -1,6 +1,7 @@
 """Everything cluster DNS knows of the cluster, indexed for questions; pure.
 
 Service, slice, Namespace, Pod -> Index.set_* -> Changes: the subtrees whose answers may differ
+                                                 (none while `telling` is off)
 
 Kept: Services by key, slices by Service, addresses to the slices that have them ready. What a
 change touches is told in subtrees of names (lower-case wire form): a Service's name with all that
@@ -9,7 +10,7 @@ is below it, the reverse names of addresses that came or went, a pod's name.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import NamedTuple
@@ -102,11 +103,15 @@ class Index:
         zones = [labels_of(zone) for zone in self.options.zones]
         self.forward_zones = [zone for zone in zones if not is_reverse(zone)]
         self.serial = 1
+        # Off while all is listed for the first time: nothing was answered that could be outdated,
+        # and telling what would be is two thirds of the work.
+        self.telling = True
         self._services: dict[Key, Service] = {}
         self._states: dict[Key, _ServiceState] = {}
         self._slices: dict[Key, Slice] = {}
         self._cluster_ips: dict[str, tuple[Key, ...]] = {}
-        self._by_address: dict[str, tuple[Slice, ...] | Slice] = {}
+        # The slices that have an address ready: nearly always one, and a tuple for each is 6 MB.
+        self._by_address: dict[str, Key | tuple[Key, ...]] = {}
         self._namespaces: set[str] = set()
         self._pods: dict[str, set[Key]] = {}
 
@@ -146,6 +151,8 @@ class Index:
         else:
             self._services[key] = new
         self._modified(new)
+        if not self.telling:
+            return _NOTHING
         reverse = before ^ after
         if _has_endpoints(old) != _has_endpoints(new):
             reverse |= {target.address for target in self.targets(key)}
@@ -165,46 +172,53 @@ class Index:
         old = self._slices.get(key)
         if old is None and new is None:
             return _NOTHING
-        changes: set[bytes] = set()
-        same = old is not None and new is not None and _same_endpoints(old, new)
-        difference = frozenset() if same else _reverse_entries(old) ^ _reverse_entries(new)
-        if old is not None:
-            self._drop_slice(key, old)
-            changes.update(self._service_wires(_service_key(old)))
-        if new is not None:
-            self._add_slice(key, new)
-            changes.update(self._service_wires(_service_key(new)))
-        if same:
+        if old is not None and new is not None and _same_endpoints(old, new):
+            self._keep_slice(key, old, new)
             return _NOTHING
+        gone, come, kept = _unlike(old, new)
+        before, after = _addresses(gone), _addresses(come)
+        # One address may be that of several endpoints.
+        shared = _addresses(kept) if before or after else set()
+        self._keep_slice(key, old, new)
+        self._move_addresses(key, before - after - shared, after - before - shared)
         self._modified(new)
-        changes.update(reverse_wire(entry[0]) for entry in difference)
+        if not self.telling:
+            return _NOTHING
+        differing = _reverse_entries(old, gone) ^ _reverse_entries(new, come)
+        changes = {reverse_wire(entry[0]) for entry in differing}
+        for item in (old, new):
+            if item is not None:
+                changes.update(self._service_wires(_service_key(item)))
         return Changes(frozenset(changes))
 
-    def _drop_slice(self, key: Key, old: Slice) -> None:
-        del self._slices[key]
-        owner = _service_key(old)
-        state = self._states[owner]
-        state.slices.pop(key.name)
-        state.hosts = None
-        if not state.slices:
-            del self._states[owner]
-        for address in _ready_addresses(old):
-            known = self._by_address[address]
-            left = tuple(item for item in _each(known) if item is not old)
-            if not left:
-                del self._by_address[address]
-            else:
-                self._by_address[address] = left if len(left) > 1 else left[0]
+    def _keep_slice(self, key: Key, old: Slice | None, new: Slice | None) -> None:
+        """Under its own key and among those of its Service, which a label may change."""
+        if old is not None:
+            del self._slices[key]
+            owner = _service_key(old)
+            state = self._states[owner]
+            del state.slices[key.name]
+            state.hosts = None
+            if not state.slices:
+                del self._states[owner]
+        if new is not None:
+            self._slices[key] = new
+            state = self._states.setdefault(_service_key(new), _ServiceState())
+            state.slices[key.name] = new
+            state.hosts = None
 
-    def _add_slice(self, key: Key, new: Slice) -> None:
-        self._slices[key] = new
-        state = self._states.setdefault(_service_key(new), _ServiceState())
-        state.slices[key.name] = new
-        state.hosts = None
-        for address in _ready_addresses(new):
-            known = self._by_address.get(address)
-            # Nearly every address is in one slice: a tuple for each would cost 6 MB.
-            self._by_address[address] = new if known is None else (*_each(known), new)
+    def _move_addresses(self, key: Key, gone: set[str], come: set[str]) -> None:
+        """The slice has `gone` ready no more, and `come` now."""
+        by_address = self._by_address
+        for address in gone:
+            left = tuple(other for other in _each(by_address[address]) if other != key)
+            if not left:
+                del by_address[address]
+            else:
+                by_address[address] = left if len(left) > 1 else left[0]
+        for address in come:
+            known = by_address.get(address)
+            by_address[address] = key if known is None else (*_each(known), key)
 
     def set_pod(self, key: Key, old: Pod | None, new: Pod | None) -> Changes:
         """Pods count where `pods` is verified only."""
@@ -219,6 +233,8 @@ class Index:
         if before == after:
             return _NOTHING
         self._modified(new)
+        if not self.telling:
+            return _NOTHING
         return Changes(
             frozenset(
                 wire_of((dashed(address).encode(), key.namespace.encode(), POD, *zone))
@@ -280,7 +296,7 @@ class Index:
         for name in sorted(state.slices):
             item = state.slices[name]
             ports = tuple(item.ports or ())
-            for endpoint, address in _ready(item):
+            for endpoint, address in _ready(item.endpoints):
                 yield Target(self._host(endpoint, address), address, ports)
 
     def hosts(self, key: Key) -> dict[str, list[Target]]:
@@ -311,13 +327,14 @@ class Index:
 
     def targets_at(self, address: str) -> Iterator[tuple[Key, str]]:
         """Every exposed Service a ready endpoint with this address is behind, and its host."""
-        for item in sorted(_each(self._by_address.get(address, ())), key=lambda item: item.key):
+        for slice_key in sorted(_each(self._by_address.get(address, ()))):
+            item = self._slices[slice_key]
             key = _service_key(item)
             if not _has_endpoints(self._services.get(key)):
                 continue
             if key.namespace not in self._namespaces:
                 continue
-            for endpoint, own in _ready(item):
+            for endpoint, own in _ready(item.endpoints):
                 if own == address:
                     yield key, self._host(endpoint, address)
 
@@ -346,13 +363,16 @@ def _service_key(item: Slice) -> Key:
     return Key(item.metadata.namespace, item.service_name)
 
 
-def _each(items: tuple[Slice, ...] | Slice) -> tuple[Slice, ...]:
-    return items if isinstance(items, tuple) else (items,)
+def _each(keys: Key | tuple[Key, ...]) -> tuple[Key, ...]:
+    return (keys,) if isinstance(keys, Key) else keys
 
 
-def _ready(item: Slice) -> Iterator[tuple[Endpoint, str]]:
+Endpoints = Sequence[Endpoint]
+
+
+def _ready(endpoints: Endpoints) -> Iterator[tuple[Endpoint, str]]:
     """Every address, canonical, of every ready endpoint."""
-    for endpoint in item.endpoints:
+    for endpoint in endpoints:
         if endpoint.ready:
             for text in endpoint.addresses:
                 address = canonical(text)
@@ -360,24 +380,41 @@ def _ready(item: Slice) -> Iterator[tuple[Endpoint, str]]:
                     yield endpoint, address
 
 
-def _ready_addresses(item: Slice) -> set[str]:
-    return {address for _, address in _ready(item)}
+def _addresses(endpoints: Endpoints) -> set[str]:
+    return {address for _, address in _ready(endpoints)}
 
 
-def _reverse_entries(item: Slice | None) -> frozenset[tuple[str, str, str, str]]:
-    """What of a slice reaches PTR records: address, Service, hostname, pod."""
+def _unlike(old: Slice | None, new: Slice | None) -> tuple[Endpoints, Endpoints, Endpoints]:
+    """Endpoints only `old` has, those only `new` has, and the others: one pod of a hundred comes
+    or goes, and the rest of the slice is as it was, mostly in the same order."""
+    if old is None or new is None or old.service_name != new.service_name:
+        return (old.endpoints if old else ()), (new.endpoints if new else ()), ()
+    before, after = old.endpoints, new.endpoints
+    least = min(len(before), len(after))
+    start = next((n for n in range(least) if before[n] != after[n]), least)
+    least -= start
+    end = next((n for n in range(least) if before[~n] != after[~n]), least)
+    return (
+        before[start : len(before) - end],
+        after[start : len(after) - end],
+        after[:start] + after[len(after) - end :],
+    )
+
+
+def _reverse_entries(item: Slice | None, endpoints: Endpoints) -> set[tuple[str, str, str, str]]:
+    """What of a slice's endpoints reaches PTR records: address, Service, hostname, pod."""
     if item is None:
-        return frozenset()
+        return set()
     service = item.service_name
-    return frozenset(
+    return {
         (
             address,
             service,
             endpoint.hostname or "",
             endpoint.target_ref.name if endpoint.target_ref else "",
         )
-        for endpoint, address in _ready(item)
-    )
+        for endpoint, address in _ready(endpoints)
+    }
 
 
 def _same_endpoints(old: Slice, new: Slice) -> bool:

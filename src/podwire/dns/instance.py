@@ -28,7 +28,7 @@ from podwire.dns.plugins.autopath import search_list
 from podwire.dns.records import Zone
 from podwire.dns.server import Server
 from podwire.dns.slowpath import Front, SlowPath, World, zone_options
-from podwire.dns.watch import DnsWatch, ProgrammingLatency
+from podwire.dns.watch import DnsWatch
 from podwire.errors import UsageError
 
 _LOG = logging.getLogger(__name__)
@@ -44,17 +44,6 @@ class Surroundings:
     listening: Listening
     addresses: tuple[str, ...] = ("127.0.0.1",)
     halt: Callable[[str], None] = print
-
-
-class _Latency(ProgrammingLatency):
-    """From a change to its answer, on the page of metrics."""
-
-    def __init__(self, metrics: Metrics) -> None:
-        super().__init__()
-        self._metrics = metrics
-
-    def observe(self, kind: str, seconds: float) -> None:
-        self._metrics.programmed(kind, seconds)
 
 
 class Instance:
@@ -100,8 +89,8 @@ class Instance:
     async def _follow(self, timeout_s: float) -> None:
         if self._around.api is None:
             raise UsageError("Corefile: `kubernetes` needs an API server")
-        self._watch = DnsWatch(self._around.api, self.answers)
-        self._watch.latency = _Latency(self.metrics)
+        programmed = self.metrics.programmed
+        self._watch = DnsWatch(self._around.api, self.answers, programmed=programmed)
         self._tasks = [
             asyncio.create_task(self._watch.run()),
             asyncio.create_task(self._note_synced(self._watch)),
@@ -126,6 +115,7 @@ class Instance:
             open_ones(socket.SOCK_STREAM, port, addresses),
         )
         self._servers.append(server)
+        chain.time_fast(server.latency.histogram)
         chain.start((addresses[0] if addresses else self._around.addresses[0], port))
 
     async def stop(self) -> None:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import gc
 import logging
 import signal
 import socket
@@ -26,6 +25,7 @@ from typing import Final
 import uvloop
 
 from podwire.client import Api, Endpoint
+from podwire.dns import memory
 from podwire.dns.config import Corefile
 from podwire.dns.corefile import parse_corefile
 from podwire.dns.httpd import Pages, serve_pages
@@ -36,7 +36,6 @@ from podwire.errors import KernelError, PodwireError
 from podwire.kernel.inotify import DirectoryWatch
 
 _LOG = logging.getLogger(__name__)
-_GC_THRESHOLD: Final = (20_000, 20, 50)
 _COREFILE: Final = "/etc/coredns/Corefile"
 
 
@@ -72,10 +71,11 @@ class Program:
         # Last: a probe that came early waits for its answer instead of being told no.
         await self._serve_pages(corefile)
         _LOG.info("serving %s", ", ".join(f"port {port}" for port in corefile.ports))
-        reloading = asyncio.create_task(self._reload())
+        beside = [asyncio.create_task(self._reload()), asyncio.create_task(_settle(instance))]
         await self._stopping.wait()
-        reloading.cancel()
-        await asyncio.gather(reloading, return_exceptions=True)
+        for task in beside:
+            task.cancel()
+        await asyncio.gather(*beside, return_exceptions=True)
         if not self._instant:
             await asyncio.sleep(_lameduck_s(self._instance.corefile))
         await self._instance.stop()
@@ -124,6 +124,8 @@ class Program:
             return
         self._instance = fresh
         await old.stop()
+        del old
+        memory.replaced()
         _LOG.info("plugin/reload: Running configuration is replaced")
 
     # --- the pages --------------------------------------------------------------------------------
@@ -158,6 +160,11 @@ class Program:
 
     def _metrics(self) -> tuple[HTTPStatus, str]:
         return HTTPStatus.OK, self._instance.metrics.render() if self._instance else ""
+
+
+async def _settle(instance: Instance) -> None:
+    await instance.synced.wait()
+    memory.listed()
 
 
 def _lameduck_s(corefile: Corefile) -> float:
@@ -195,8 +202,7 @@ def start(
     arguments: Sequence[str], files: PodFiles, sockets: Sequence[int], endpoint: Endpoint | None
 ) -> int:
     """Run to the end in a new event loop; the exit status."""
-    gc.freeze()
-    gc.set_threshold(*_GC_THRESHOLD)
+    memory.begin()
     logging.basicConfig(
         level=logging.INFO, format="[%(levelname)s] %(message)s", stream=sys.stdout, force=True
     )

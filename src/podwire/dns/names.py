@@ -72,6 +72,8 @@ def canonical(text: str) -> str | None:
     parsed = packed(text)
     if parsed is None:
         return None
+    if len(parsed) == 4:
+        return text  # inet_pton takes no other spelling of it (RFC 3493 6.3)
     spelt = _spelt(parsed)
     return text if spelt == text else spelt
 

@@ -25,6 +25,7 @@ import dns.rcode
 from podwire.dns import wire
 from podwire.dns.answers import Entry, truncated
 from podwire.dns.seam import Client, FastAnswers, SlowPath
+from podwire.dns.timing import STAMP_SPACE, FastLatency, stamp_arrivals
 from podwire.dns.wire import MalformedError
 
 _LOG = logging.getLogger(__name__)
@@ -49,10 +50,9 @@ class Limits:
 
 @dataclass
 class Stats:
-    """Numbers of this process, for metrics. `hot`: answered by the first look-up."""
+    """Numbers of this process, for metrics."""
 
     udp: int = 0
-    hot: int = 0
     tcp: int = 0
     connections: int = 0
     refused_waiting: int = 0
@@ -81,6 +81,7 @@ class Server:
         self._slow = slow
         self._limits = limits or Limits()
         self.stats = Stats()
+        self.latency = FastLatency()
         self._udp: list[socket.socket] = []
         self._tcp: list[asyncio.Server] = []
         self._waiting: set[asyncio.Task[None]] = set()
@@ -99,6 +100,7 @@ class Server:
         for sock in udp:
             sock.setblocking(False)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER)
+            stamp_arrivals(sock)
             self._udp.append(sock)
             loop.add_reader(sock, self._read, sock)
         for sock in tcp:
@@ -129,10 +131,15 @@ class Server:
     def _read(self, sock: socket.socket) -> None:
         receive, send = sock.recvfrom, sock.sendto
         hot, cold = self._answers.hot, self._answers.cold
-        stats = self.stats
-        done = found = 0
+        latency = self.latency
+        timed = latency.place()
+        done = 0
         try:
             while done < _BATCH:
+                if done == timed:
+                    self._read_timed(sock)
+                    done += 1
+                    continue
                 data, address = receive(_RECEIVE_BYTES)
                 done += 1
                 key = data[2:]
@@ -142,7 +149,6 @@ class Server:
                     continue
                 tail, count, rotation = entry
                 count[0] += 1
-                found += 1
                 if rotation is not None:
                     tail = rotation.next()
                 send(data[:2] + tail, address)
@@ -150,13 +156,19 @@ class Server:
             pass  # drained; or nobody takes our answers, then asking again is the resolver's part
         except OSError as error:
             # An ICMP error for an earlier answer is told here.
-            stats.unsent += 1
+            self.stats.unsent += 1
             _LOG.debug("dns: udp: %s", error)
         finally:
-            stats.udp += done
-            stats.hot += found
+            self.stats.udp += done
+            latency.batch(done)
 
-    def _first_time(self, sock: socket.socket, data: bytes, address: _Address) -> None:
+    def _read_timed(self, sock: socket.socket) -> None:
+        data, ancillary, _, address = sock.recvmsg(_RECEIVE_BYTES, STAMP_SPACE)
+        answered = self._first_time(sock, data, address)
+        self.latency.observe(ancillary, answered=answered)
+
+    def _first_time(self, sock: socket.socket, data: bytes, address: _Address) -> bool:
+        """Whether it is answered; if not, somebody is at it."""
         client = Client(address[0], address[1], False)
         response = self._answer(data, client)
         if response is not None:
@@ -165,6 +177,7 @@ class Server:
             self._send(sock, refusal, address)
         else:
             self._wait_for(self._resolve_udp(sock, data, client, address))
+        return response is not None
 
     def _send(self, sock: socket.socket, response: bytes, address: _Address) -> None:
         if not response:

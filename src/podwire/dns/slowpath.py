@@ -27,7 +27,15 @@ from podwire.dns.answers import Answers, Entry
 from podwire.dns.cache import Cache
 from podwire.dns.forward import Forward, NewTransport, parse_search, upstream_addresses
 from podwire.dns.index import Changes, PodMode, ZoneOptions
-from podwire.dns.metrics import Collected, Metrics, Site, counted, counted_type
+from podwire.dns.metrics import (
+    FAST_VIEW,
+    Collected,
+    Histogram,
+    Metrics,
+    Site,
+    counted,
+    counted_type,
+)
 from podwire.dns.plugins.autopath import Autopath, SearchOf
 from podwire.dns.plugins.cache import CachePlugin, collect
 from podwire.dns.plugins.dns64 import Dns64
@@ -369,14 +377,23 @@ class SlowPath:
     def count_fast(self, counts: Mapping[tuple[str, str], Sequence[int]]) -> None:
         """Have what the receive loop answers on the page too: `counts` by type and code.
 
-        It knows neither transport nor duration of each: the labels are empty, and the histograms
-        are those of the slow path.
+        It does not know the transport of each: the label is empty.
         """
+        site, taken = self._cluster_site(), self.taken
+        if site is not None:
+            self.world.metrics.collectors.append(lambda: counted(site, counts, taken))
+
+    def time_fast(self, histogram: Histogram) -> None:
+        """Have the durations of the receive loop's answers on the page; of all types together."""
+        site = self._cluster_site()
+        if site is not None:
+            labels = {"server": site.server, "type": "", "view": FAST_VIEW, "zone": site.zone}
+            name = "coredns_dns_request_duration_seconds"
+            self.world.metrics.show(name, histogram, **labels)
+
+    def _cluster_site(self) -> Site | None:
         block = next((b for b in self._blocks if b.kubernetes is not None), None)
-        if block is None or block.site is None:
-            return
-        site, taken = block.site, self.taken
-        self.world.metrics.collectors.append(lambda: counted(site, counts, taken))
+        return block.site if block is not None else None
 
     def start(self, listening: tuple[str, int] | None = None) -> None:
         """Begin what runs beside queries; `listening` is where loop detection finds ourselves."""

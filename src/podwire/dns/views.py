@@ -41,7 +41,7 @@ class ServiceSpec(View, gc=False):
         return tuple(address for address in listed if address not in ("", "None"))
 
 
-class Service(Object):
+class Service(Object, gc=False):
     spec: ServiceSpec = ServiceSpec()
 
 
@@ -65,7 +65,7 @@ class Endpoint(View, gc=False):
         return self.conditions.ready is not False
 
 
-class Slice(Object):
+class Slice(Object, gc=False):
     address_type: str = "IPv4"
     endpoints: tuple[Endpoint, ...] = ()
     ports: tuple[Port, ...] | None = None
@@ -75,7 +75,7 @@ class Slice(Object):
         return self.metadata.labels.get(SERVICE_NAME_LABEL, "")
 
 
-class Namespace(Object):
+class Namespace(Object, gc=False):
     pass
 
 
@@ -89,7 +89,7 @@ class PodStatus(View, gc=False):
     pod_ips: tuple[PodIp, ...] = field(default=(), name="podIPs")
 
 
-class Pod(Object):
+class Pod(Object, gc=False):
     status: PodStatus = PodStatus()
 
     @property

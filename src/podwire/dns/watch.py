@@ -10,10 +10,9 @@ answer is SERVFAIL, so that a half-filled zone denies nothing that exists.
 from __future__ import annotations
 
 import asyncio
-import bisect
 import datetime as dt
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 from podwire.client import Api, Informer
@@ -23,39 +22,33 @@ from podwire.dns.answers import Answers
 from podwire.dns.index import Changes, PodMode
 from podwire.objects.meta import parse_time
 
-# Prometheus: exponential, from 1 ms to some 9 minutes (CoreDNS, plugin/kubernetes/metrics.go).
-LATENCY_BUCKETS_S: Sequence[float] = tuple(0.001 * 2**power for power in range(20))
+Programmed = Callable[[str, float], None]
+"""Told of each change of endpoints that is in the answers: the kind of its Service (cluster_ip,
+headless_with_selector, headless_without_selector), and seconds since the endpoints controller noted
+the change of a pod or Service on the slice."""
 
 
-class ProgrammingLatency:
-    """`coredns_kubernetes_dns_programming_duration_seconds`: from a pod's or Service's change, as
-    the endpoints controller notes it on the slice, to when the new answer is given.
-
-    `counts[kind]` are per bucket, not cumulative, the last beyond all buckets; `sums[kind]` in
-    seconds. Kinds: cluster_ip, headless_with_selector, headless_without_selector.
-    """
-
-    def __init__(self) -> None:
-        self.counts: dict[str, list[int]] = {}
-        self.sums: dict[str, float] = {}
-
-    def observe(self, kind: str, seconds: float) -> None:
-        counts = self.counts.setdefault(kind, [0] * (len(LATENCY_BUCKETS_S) + 1))
-        counts[bisect.bisect_left(LATENCY_BUCKETS_S, seconds)] += 1
-        self.sums[kind] = self.sums.get(kind, 0.0) + seconds
+def _nobody(kind: str, seconds: float) -> None:
+    pass
 
 
 class DnsWatch:
     """Follows an API and keeps `answers` as it says. `synced` is set when all of it was listed."""
 
     def __init__(
-        self, api: Api, answers: Answers, *, clock: Callable[[], float] = time.time
+        self,
+        api: Api,
+        answers: Answers,
+        *,
+        programmed: Programmed = _nobody,
+        clock: Callable[[], float] = time.time,
     ) -> None:
         self._answers = answers
         self._index = answers.zone.index
+        self._index.telling = answers.synced
         self._clock = clock
         options = self._index.options
-        self.latency = ProgrammingLatency()
+        self._programmed = programmed
         self.synced = asyncio.Event()
         self.services = Informer(api, views.SERVICE)
         self.namespaces = Informer(api, views.NAMESPACE)
@@ -83,6 +76,7 @@ class DnsWatch:
     async def _wait_synced(self, informers: list[Informer[Any]]) -> None:
         for informer in informers:
             await informer.synced.wait()
+        self._index.telling = True
         self._answers.mark_synced()
         self.synced.set()
 
@@ -119,4 +113,4 @@ class DnsWatch:
         if moment.tzinfo is None:
             moment = moment.replace(tzinfo=dt.UTC)
         kind = self._index.service_kind(new.metadata.namespace, new.service_name)
-        self.latency.observe(kind, max(0.0, self._clock() - moment.timestamp()))
+        self._programmed(kind, max(0.0, self._clock() - moment.timestamp()))

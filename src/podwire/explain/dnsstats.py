@@ -89,7 +89,7 @@ def summarise(pod: str, text: str) -> DnsStats:
         p99_ms=quantile_ms(buckets, 0.99),
         cache_hits=sums["coredns_cache_hits_total"],
         cache_misses=sums["coredns_cache_misses_total"],
-        upstream_in_flight=sums["coredns_proxy_conn_in_flight"],
+        upstream_in_flight=sums["podwire_dns_forward_in_flight"],
     )
 
 

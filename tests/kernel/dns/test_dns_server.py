@@ -125,7 +125,11 @@ def test_udp(address: str) -> None:
         for _ in range(3):
             message = await ask(port, query(), address)
             assert rows(message.answer) == [f"{NAME} 5 IN A 10.96.0.1"]
-        assert (server.stats.udp, server.stats.hot) == (3, 2)
+        assert (server.stats.udp, len(world.answers.hot)) == (3, 1)
+        # Since when they wait is the kernel's word; one is timed at once, others if late.
+        latency = server.latency.histogram
+        assert 1 <= sum(latency.counts) <= 3
+        assert 0 < latency.sum < 3
 
     serve(scenario, address=address)
 

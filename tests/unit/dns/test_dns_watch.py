@@ -14,9 +14,10 @@ from dns_worlds import UDP, cluster_ip, endpoint, headless, meta, pod, slice_of
 from podwire.client import Api
 from podwire.dns import views
 from podwire.dns.answers import Answers
-from podwire.dns.index import Index, PodMode, ZoneOptions
+from podwire.dns.index import Changes, Index, PodMode, ZoneOptions
+from podwire.dns.metrics import Metrics
 from podwire.dns.records import Zone
-from podwire.dns.watch import LATENCY_BUCKETS_S, DnsWatch
+from podwire.dns.watch import DnsWatch
 from podwire.objects.meta import Kind, Object
 
 NAME = "web.shop.svc.cluster.local."
@@ -41,6 +42,17 @@ class ScriptedApi(Api):
         while True:
             yield [await self._events[kind.plural].get()]
             self._events[kind.plural].task_done()
+
+    def expire(self, plural: str) -> None:
+        """End the watch as an API server does that has forgotten where it was."""
+        self.listed[plural].clear()
+        status = {"kind": "Status", "metadata": {}, "status": "Failure", "message": "too old",
+                  "reason": "Expired", "code": 410}  # fmt: skip
+        self._events[plural].put_nowait(msgspec.json.encode({"type": "ERROR", "object": status}))
+
+    def now(self, plural: str, *objects: Object) -> None:
+        self._objects[plural] = list(objects)
+        self.listed[plural].set()
 
     async def tell(self, plural: str, obj: Object, event: str = "MODIFIED") -> None:
         """Return when the watcher has dealt with it."""
@@ -129,7 +141,8 @@ async def test_dns_programming_latency_endpoints() -> None:
     spec = msgspec.structs.replace(selecting.spec, selector={"app": "web"})
     selecting = msgspec.structs.replace(selecting, spec=spec)
     api = ScriptedApi(services=[selecting], namespaces=[shop()], endpointslices=[])
-    watch = await _watching(at, api, clock=lambda: MOMENT + 0.5)
+    metrics = Metrics()
+    await _watching(at, api, programmed=metrics.programmed, clock=lambda: MOMENT + 0.5)
 
     def dated(address: str, when: str) -> views.Slice:
         item = slice_of("shop", "web", endpoint(address))
@@ -144,7 +157,30 @@ async def test_dns_programming_latency_endpoints() -> None:
     await api.tell("endpointslices", dated("10.1.0.2", when))
     await api.tell("endpointslices", slice_of("shop", "web", endpoint("10.1.0.3")))
     assert ask(at).answer[0][0].to_text() == "10.1.0.3"
-    counts = watch.latency.counts["headless_with_selector"]
-    assert sum(counts) == 1
-    assert LATENCY_BUCKETS_S[counts.index(1)] == 0.512
-    assert watch.latency.sums == {"headless_with_selector": 0.5}
+    name = "coredns_kubernetes_dns_programming_duration_seconds"
+    lines = [line.removeprefix(name) for line in metrics.render().splitlines()]
+    assert '_sum{service_kind="headless_with_selector"} 0.5' in lines
+    assert '_bucket{le="0.256",service_kind="headless_with_selector"} 0' in lines
+    assert '_bucket{le="0.512",service_kind="headless_with_selector"} 1' in lines
+    assert '_count{service_kind="headless_with_selector"} 1' in lines
+
+
+async def test_after_an_expired_watch_what_changed_meanwhile_is_told() -> None:
+    """A Status is no Pod: what it calls `status` is a word."""
+    at = answers(ZoneOptions(pods=PodMode.VERIFIED))
+    old, new = pod("shop", "a", "10.1.0.1"), pod("shop", "b", "10.1.0.2")
+    web = cluster_ip("shop", "web", "10.96.0.1")
+    api = ScriptedApi(services=[web], namespaces=[shop()], endpointslices=[], pods=[old])
+    await _watching(at, api)
+    told: asyncio.Queue[Changes] = asyncio.Queue()
+    at.on_evict(told.put_nowait)
+    names = [f"10-1-0-{n}.shop.pod.cluster.local." for n in (1, 2)]
+    assert [ask(at, name).rcode() for name in names] == [dns.rcode.NOERROR, dns.rcode.NXDOMAIN]
+    for plural in ("pods", "services"):
+        api.expire(plural)
+    api.now("pods", new)
+    api.now("services", cluster_ip("shop", "web", "10.96.0.2"))
+    for _ in ("the old pod", "the new one", "the Service"):
+        await asyncio.wait_for(told.get(), 5)
+    assert ask(at).answer[0][0].to_text() == "10.96.0.2"
+    assert [ask(at, name).rcode() for name in names] == [dns.rcode.NXDOMAIN, dns.rcode.NOERROR]

@@ -22,6 +22,7 @@ coredns_dns_request_duration_seconds_bucket{server="dns://:53",type="SRV",le="+I
 coredns_cache_hits_total{type="success"} 3
 coredns_cache_hits_total{type="denial"} 4
 coredns_cache_misses_total 6
+podwire_dns_forward_in_flight{to="."} 3
 """
 
 
@@ -31,6 +32,7 @@ def test_a_page_is_summed_up() -> None:
     assert (found.nxdomain, found.servfail) == (8, 2)
     assert (found.p50_ms, found.p99_ms) == (0.25, 1.0)
     assert (found.cache_hits, found.cache_misses) == (7, 6)
+    assert found.upstream_in_flight == 3
 
 
 def test_a_page_without_queries_has_no_latency() -> None:

@@ -45,14 +45,23 @@ def test_host_network_hosts_begin_with_the_node_file() -> None:
 
 
 NODE = "node-1"
-FQDN = "busybox1.sub.shop.svc.cluster.local"
-OWN_FQDN = "web-0.sub.shop.svc.cluster.local"
+FQDN = "busybox1.busybox-subdomain.shop.svc.cluster.local"
+OWN_FQDN = "web-0.busybox-subdomain.shop.svc.cluster.local"
 ANY = "www.example.com"
 REFUSED = "refused by the API"
 
-# KEP-4762's table, every combination of the five fields: hostname, subdomain, setHostnameAsFQDN,
-# hostNetwork, hostnameOverride -> `hostname`, `hostname -f`, the name cluster DNS is asked for (it
-# is served where a headless Service is called like the subdomain).
+FIELDS: dict[str, Any] = {
+    "hostname": "busybox1",
+    "subdomain": "busybox-subdomain",
+    "setHostnameAsFQDN": True,
+    "hostNetwork": True,
+    "hostnameOverride": ANY,
+}
+
+# KEP-4762's table with every combination of the five fields: `hostname`, `hostname -f`, the name
+# cluster DNS is asked for (it is served where a headless Service is called like the subdomain).
+# The KEP's own rows are those with hostname, and ANY alone. Its draft let the override win over
+# setHostnameAsFQDN; the API came to refuse the two together (pkg/apis/core/validation).
 TRUTH = [
     # host sub    asFQDN hostNet override -> hostname, hostname -f, DNS record
     (0, 0, 0, 0, 0, "web-0", "web-0", None),
@@ -94,15 +103,15 @@ def test_the_truth_table_has_every_combination() -> None:
     assert {row[:5] for row in TRUTH} == set(itertools.product((0, 1), repeat=5))
 
 
-@pytest.mark.parametrize("row", TRUTH, ids=lambda row: "".join(map(str, row[:5])))
+def _fields(row: tuple[Any, ...]) -> list[str]:
+    return [name for name, there in zip(FIELDS, row[:5], strict=True) if there]
+
+
+@pytest.mark.parametrize("row", TRUTH, ids=lambda row: ", ".join(_fields(row)) or "none")
 def test_host_names_of_kep_4762(row: tuple[Any, ...]) -> None:
-    named, sub, as_fqdn, host_net, override, kernel, canonical, record = row
+    kernel, canonical, record = row[5:]
     spec: dict[str, Any] = {"containers": [{"name": "c", "image": "busybox"}]}
-    spec |= {"hostname": "busybox1"} if named else {}
-    spec |= {"subdomain": "sub"} if sub else {}
-    spec |= {"setHostnameAsFQDN": True} if as_fqdn else {}
-    spec |= {"hostNetwork": True} if host_net else {}
-    spec |= {"hostnameOverride": ANY} if override else {}
+    spec |= {name: FIELDS[name] for name in _fields(row)}
     clashing = {"spec.hostNetwork", "spec.setHostnameAsFQDN"}
     found = {error.field for error in validate_pod_spec(spec, "spec")} & clashing
     assert bool(found) == (kernel == REFUSED)
@@ -129,6 +138,52 @@ def _record(this: Pod) -> str | None:
     if not (spec.hostname and spec.subdomain):
         return None
     return f"{spec.hostname}.{spec.subdomain}.{this.metadata.namespace}.svc.{DOMAIN}"
+
+
+OVERRIDE = "override-host"
+WINS, FAILS = "fields will have hostnameOverride as hostname", "will fail to be created"
+# test/e2e/common/node/pod_hostnameoverride.go, "Override hostname of Pod", under its names.
+OVERRIDES: dict[str, tuple[dict[str, Any], str | None]] = {
+    "a pod has hostnameOverride field with value that is a valid DNS subdomain.": (
+        {"hostnameOverride": "override.example.host"},
+        "override.example.host",
+    ),
+    f"a pod with hostname and hostnameOverride {WINS}": (
+        {"hostname": "custom-host", "hostnameOverride": OVERRIDE},
+        OVERRIDE,
+    ),
+    f"a pod with only hostnameOverride {WINS.replace('fields', 'field')}": (
+        {"hostnameOverride": OVERRIDE},
+        OVERRIDE,
+    ),
+    f"a pod with subdomain and hostnameOverride {WINS}": (
+        {"subdomain": "t", "hostnameOverride": OVERRIDE},
+        OVERRIDE,
+    ),
+    f"a pod with setHostnameAsFQDN and hostnameOverride fields {FAILS}": (
+        {"setHostnameAsFQDN": True, "hostnameOverride": OVERRIDE},
+        None,
+    ),
+    f"a pod with hostNetwork and hostnameOverride fields {FAILS}": (
+        {"hostNetwork": True, "hostnameOverride": OVERRIDE},
+        None,
+    ),
+    f"a pod with non-RFC1123 subdomain string for hostnameOverride field {FAILS}": (
+        {"hostNetwork": False, "hostnameOverride": "Not-RFC1123"},
+        None,
+    ),
+}
+
+
+@pytest.mark.parametrize("case", OVERRIDES)
+def test_override_hostname_of_pod(case: str) -> None:
+    spec, shown = OVERRIDES[case]
+    whole = {"containers": [{"name": "c", "image": "agnhost"}], **spec}
+    refused = [error.field.removeprefix("spec.") for error in validate_pod_spec(whole, "spec")]
+    assert bool(set(refused) & set(FIELDS)) == (shown is None)
+    if shown is not None:
+        this = pod(**whole)
+        assert (kernel_hostname(this, DOMAIN, NODE), _canonical(this)) == (shown, shown)
 
 
 def test_a_name_without_room_in_the_kernel_does_not_start() -> None:
