@@ -13,7 +13,12 @@ from podwire.objects import kinds
 from podwire.objects.core import Node
 from podwire.objects.meta import Kind, View
 
-KINDS = [kind for kind in vars(kinds).values() if isinstance(kind, Kind)] + [views.POD]
+# Kinds of definitions (CustomResourceDefinition) are held against those, not against built-in ones.
+KINDS = [
+    kind
+    for kind in [*vars(kinds).values(), views.POD]
+    if isinstance(kind, Kind) and kind.group != "policy.networking.k8s.io"
+]
 
 
 def structs(of: Any) -> Iterator[type[View]]:
