@@ -38,7 +38,10 @@ _EXTENSIONS: Final = frozenset({0, 43, 60})  # hop-by-hop, routing, destination 
 
 
 class LoggedPacket(Struct, frozen=True, gc=False):
-    """`sport` and `dport` are 0 where the protocol has no ports; addresses are packed."""
+    """`sport` and `dport` are 0 where the protocol has no ports; addresses are packed.
+
+    `transport` is what was copied of the packet from its transport header on.
+    """
 
     prefix: str
     src: bytes
@@ -48,6 +51,7 @@ class LoggedPacket(Struct, frozen=True, gc=False):
     dport: int = 0
     in_index: int = 0
     out_index: int = 0
+    transport: bytes = b""
 
 
 class NfLog(nfnl.NfSocket):
@@ -55,12 +59,13 @@ class NfLog(nfnl.NfSocket):
 
     what = "nflog"
 
-    def __init__(self, group: int) -> None:
+    def __init__(self, group: int, snaplen: int = _SNAPLEN) -> None:
+        """`snaplen` bytes of each packet are copied, from its IP header on."""
         super().__init__()
         self._receive_buffer(_BUFFER)
         self._expected: int | None = None
         self.lost = 0
-        mode = struct.pack("!IBx", _SNAPLEN, _COPY_PACKET)
+        mode = struct.pack("!IBx", snaplen, _COPY_PACKET)
         for kind, payload in (
             (_CFG_CMD, bytes([_CMD_BIND])),
             (_CFG_MODE, mode),
@@ -135,6 +140,7 @@ def parse_packet(attributes: dict[int, bytes]) -> LoggedPacket | None:
         dport,
         int.from_bytes(attributes.get(_A_INDEV, b""), "big"),
         int.from_bytes(attributes.get(_A_OUTDEV, b""), "big"),
+        payload[offset:],
     )
 
 
