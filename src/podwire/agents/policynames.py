@@ -20,7 +20,8 @@ from podwire.policy.names import NameTable, addresses_of
 
 _LOG = logging.getLogger(__name__)
 _SNAPLEN: Final = 1500
-_UDP: Final, _UDP_HEADER: Final = 17, 8
+_UDP: Final = 17
+_UDP_HEADER: Final = 8
 
 
 class NameWatch:
