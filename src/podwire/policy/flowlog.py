@@ -1,6 +1,6 @@
 """Connections that were seen, each kind of them once: who, whom, where, what was said of it. Pure.
 
-    packet the kernel logged + World + policies -> FlowLog.add -> FlowRecord (count, first, last)
+    packet the kernel logged + Verdicts -> FlowLog.add -> FlowRecord (count, first, last)
 
 Connections of one source, destination, protocol and port are one record that counts. Memory is
 bounded: past `capacity` the one longest unseen is forgotten, and how many were is told, as is how
@@ -11,14 +11,14 @@ cilium#44725: what a ring lost is what a recommendation needed).
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from ipaddress import ip_address
 from typing import Final, Literal, NamedTuple, TypeAlias
 
 import msgspec
 
-from podwire.policy.evaluate import DEFAULT, Decision, Flow, Party, PolicySet, Semantics, evaluate
+from podwire.policy.evaluate import Decision, Party
 from podwire.policy.model import PROTOCOL_NAMES, Rule
-from podwire.policy.world import NodeView, PodView, World
+from podwire.policy.verdicts import Verdicts
+from podwire.policy.world import World
 
 Verdict: TypeAlias = Literal["allowed", "denied"]
 CAPACITY: Final = 20_000
@@ -80,24 +80,21 @@ class FlowRecord(msgspec.Struct, omit_defaults=True, rename="camel"):
 
 
 class FlowLog:
-    """`policies` and `staged` are replaced as they change; a record is judged anew when next
-    seen."""
+    """A record is judged anew when it is seen after `know` told of another state of the world."""
 
-    def __init__(self, capacity: int = CAPACITY, semantics: Semantics = DEFAULT) -> None:
+    def __init__(self, capacity: int = CAPACITY) -> None:
         self._capacity = capacity
-        self._semantics = semantics
         self._records: dict[Seen, tuple[int, FlowRecord]] = {}
-        self._world = World()
-        self._enforced = PolicySet(())
-        self._staged: PolicySet | None = None
+        self._enforced = Verdicts(World(), ())
+        self._staged: Verdicts | None = None
         self._epoch = 0
         self.forgotten = 0
         self.disagreed = 0
         """Where the kernel's verdict was not the evaluator's: a change on its way, or a fault."""
 
-    def know(self, world: World, enforced: PolicySet, staged: PolicySet | None) -> None:
-        """`staged` has the staged policies too; None where there are none."""
-        self._world, self._enforced, self._staged = world, enforced, staged
+    def know(self, enforced: Verdicts, staged: Verdicts | None) -> None:
+        """`staged` has the staged policies in force, too; None where there are none."""
+        self._enforced, self._staged = enforced, staged
         self._epoch += 1
 
     def __len__(self) -> int:
@@ -125,25 +122,19 @@ class FlowLog:
         return record
 
     def _judge(self, seen: Seen) -> FlowRecord:
-        source, destination = (_party(ip, self._world) for ip in (seen.src, seen.dst))
-        flow = Flow(source, destination, seen.protocol, seen.port, seen.src == seen.dst)
-        decision = evaluate(flow, self._enforced, self._world, self._semantics)
+        asked = seen[:4]
+        decision = self._enforced.between(*asked)
         if decision.allowed != seen.allowed:
             self.disagreed += 1
         return FlowRecord(
-            _end(source),
-            _end(destination),
+            _end(self._enforced.party(seen.src)),
+            _end(self._enforced.party(seen.dst)),
             PROTOCOL_NAMES.get(seen.protocol, str(seen.protocol)),
             seen.port,
             _verdict(seen.allowed),
             *_said(decision),
-            staged=self._judge_staged(flow),
+            staged="" if self._staged is None else _verdict(self._staged.between(*asked).allowed),
         )
-
-    def _judge_staged(self, flow: Flow) -> Verdict | Literal[""]:
-        if self._staged is None:
-            return ""
-        return _verdict(evaluate(flow, self._staged, self._world, self._semantics).allowed)
 
 
 def merge_records(logs: Iterable[Iterable[FlowRecord]]) -> list[FlowRecord]:
@@ -168,16 +159,6 @@ def merge_records(logs: Iterable[Iterable[FlowRecord]]) -> list[FlowRecord]:
             )
         merged[key] = record
     return sorted(merged.values(), key=lambda r: r.last_seen)
-
-
-def _party(ip: bytes, world: World) -> Party:
-    address = ip_address(ip)
-    owner = world.owners.get(address)
-    return Party(
-        address,
-        owner if isinstance(owner, PodView) else None,
-        owner if isinstance(owner, NodeView) else None,
-    )
 
 
 def _end(party: Party) -> End:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from ipaddress import ip_address
 
 from podwire.objects.meta import Key
-from podwire.policy.evaluate import PolicySet
 from podwire.policy.flowlog import FlowLog, Seen, merge_records
 from podwire.policy.model import PodsPeer, Policy, PolicyRef, Rule, Tier
 from podwire.policy.selector import Expression, Selector
+from podwire.policy.verdicts import Verdicts
 from podwire.policy.world import NodeView, PodView, make_world
 
 A, B, N, OUT = ("10.0.0.1", "10.0.0.2", "172.30.0.2", "203.0.113.10")
@@ -34,8 +34,8 @@ def _seen(src: str, dst: str, port: int = 80, *, allowed: bool = True) -> Seen:
 
 def _log(staged: bool = False, capacity: int = 10) -> FlowLog:
     log = FlowLog(capacity)
-    with_policy = PolicySet([ONLY_A])
-    log.know(WORLD, PolicySet(()) if staged else with_policy, with_policy if staged else None)
+    bare, with_policy = Verdicts(WORLD, ()), Verdicts(WORLD, [ONLY_A])
+    log.know(bare if staged else with_policy, with_policy if staged else None)
     return log
 
 
@@ -64,7 +64,7 @@ def test_staged_policies_are_judged_beside() -> None:
     assert log.add(_seen(A, B), 1.0).staged == "allowed"
     record = log.add(_seen(OUT, B), 1.0)
     assert (record.verdict, record.staged) == ("allowed", "denied")
-    log.know(WORLD, PolicySet(()), None)
+    log.know(Verdicts(WORLD, ()), None)
     assert log.add(_seen(OUT, B), 2.0).staged == ""
 
 

@@ -1,0 +1,65 @@
+"""Many connections judged by one state of the world: by their addresses, and quickly. Pure.
+
+    World + policies, at one moment -> Verdicts.between(source, destination, protocol, port)
+
+`evaluate` remembers nothing; here the policies that select a pod are looked up once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from ipaddress import ip_address
+
+from podwire.objects.meta import Key
+from podwire.policy.evaluate import DEFAULT, Decision, Flow, Party, PolicySet, Semantics, evaluate
+from podwire.policy.model import Policy
+from podwire.policy.world import NodeView, PodView, World
+
+
+class _Remembering(PolicySet):
+    """Of one world: who is selected by what is looked up once."""
+
+    def __init__(self, policies: Iterable[Policy], *, staged: bool) -> None:
+        super().__init__(policies, staged=staged)
+        self._selecting: dict[Key, tuple[Policy, ...]] = {}
+
+    def selecting(self, pod: PodView, world: World) -> tuple[Policy, ...]:
+        found = self._selecting.get(pod.key)
+        if found is None:
+            found = self._selecting[pod.key] = super().selecting(pod, world)
+        return found
+
+
+class Verdicts:
+    """`staged`: as if the staged policies were in force, too."""
+
+    def __init__(
+        self,
+        world: World,
+        policies: Iterable[Policy],
+        semantics: Semantics = DEFAULT,
+        *,
+        staged: bool = False,
+    ) -> None:
+        self.world = world
+        self._policies = _Remembering(policies, staged=staged)
+        self._semantics = semantics
+
+    def party(self, ip: bytes) -> Party:
+        """Who has the packed address; an outsider where nobody has."""
+        address = ip_address(ip)
+        owner = self.world.owners.get(address)
+        return Party(
+            address,
+            owner if isinstance(owner, PodView) else None,
+            owner if isinstance(owner, NodeView) else None,
+        )
+
+    def between(self, source: bytes, destination: bytes, protocol: int, port: int) -> Decision:
+        """Addresses packed, as between DNAT and SNAT: one that meets itself does so through a
+        Service."""
+        ends = self.party(source), self.party(destination)
+        return self.decide(Flow(*ends, protocol, port, hairpin=source == destination))
+
+    def decide(self, flow: Flow) -> Decision:
+        return evaluate(flow, self._policies, self.world, self._semantics)
