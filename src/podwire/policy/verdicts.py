@@ -7,13 +7,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from ipaddress import ip_address
 
 from podwire.objects.meta import Key
 from podwire.policy.evaluate import DEFAULT, Decision, Flow, Party, PolicySet, Semantics, evaluate
-from podwire.policy.model import Policy
-from podwire.policy.world import NodeView, PodView, World
+from podwire.policy.model import Address, Policy
+from podwire.policy.world import NodeView, Owner, PodView, World, owners_of
 
 
 class _Remembering(PolicySet):
@@ -31,7 +31,8 @@ class _Remembering(PolicySet):
 
 
 class Verdicts:
-    """`staged`: as if the staged policies were in force, too."""
+    """`staged`: as if the staged policies were in force, too. `owners` are the world's, where
+    somebody keeps them."""
 
     def __init__(
         self,
@@ -40,15 +41,17 @@ class Verdicts:
         semantics: Semantics = DEFAULT,
         *,
         staged: bool = False,
+        owners: Mapping[Address, Owner] | None = None,
     ) -> None:
         self.world = world
+        self._owners = owners_of(world) if owners is None else owners
         self._policies = _Remembering(policies, staged=staged)
         self._semantics = semantics
 
     def party(self, ip: bytes) -> Party:
         """Who has the packed address; an outsider where nobody has."""
         address = ip_address(ip)
-        owner = self.world.owners.get(address)
+        owner = self._owners.get(address)
         return Party(
             address,
             owner if isinstance(owner, PodView) else None,

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
 from ipaddress import ip_address
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeAlias
 
 from podwire.objects.core import Namespace, Node, Pod
 from podwire.objects.meta import Key
@@ -64,16 +63,59 @@ class World:
     nodes: Mapping[str, NodeView] = field(default_factory=dict)
     names: Mapping[str, frozenset[Address]] = field(default_factory=dict)
 
-    @cached_property
-    def owners(self) -> Mapping[Address, PodView | NodeView]:
-        """Who has an address for itself: a pod, or a node (then for its hostNetwork pods too)."""
-        owners: dict[Address, PodView | NodeView] = {}
-        for node in self.nodes.values():
-            owners.update(dict.fromkeys(node.ips, node))
-        for pod in self.pods.values():
-            if not pod.host_network:
-                owners.update(dict.fromkeys(pod.ips, pod))
-        return owners
+
+Owner: TypeAlias = PodView | NodeView
+
+
+def owners_of(world: World) -> dict[Address, Owner]:
+    """Who has an address for itself: a pod, or a node (then for its hostNetwork pods too)."""
+    live = LiveWorld()
+    for node in world.nodes.values():
+        live.set_node(node)
+    for pod in world.pods.values():
+        live.set_pod(pod)
+    return live.owners
+
+
+class LiveWorld:
+    """A world that is changed in place, with who has each address kept beside it."""
+
+    def __init__(self) -> None:
+        self._namespaces: dict[str, Mapping[str, str]] = {}
+        self._pods: dict[Key, PodView] = {}
+        self._nodes: dict[str, NodeView] = {}
+        self.owners: dict[Address, Owner] = {}
+
+    def view(self, names: Mapping[str, frozenset[Address]] | None = None) -> World:
+        """As it is now and, since it shares what it is made of, as it will be."""
+        return World(self._namespaces, self._pods, self._nodes, names or {})
+
+    def set_namespace(self, name: str, labels: Mapping[str, str] | None) -> None:
+        """None: nothing is known of it any more; its pods may be, for a moment."""
+        self._namespaces[name] = namespace_labels(name, labels or {})
+
+    def set_pod(self, pod: PodView) -> None:
+        self._namespaces.setdefault(pod.key.namespace, namespace_labels(pod.key.namespace, {}))
+        self._change(self._pods.get(pod.key), pod)
+        self._pods[pod.key] = pod
+
+    def remove_pod(self, key: Key) -> None:
+        self._change(self._pods.pop(key, None), None)
+
+    def set_node(self, node: NodeView) -> None:
+        self._change(self._nodes.get(node.name), node)
+        self._nodes[node.name] = node
+
+    def remove_node(self, name: str) -> None:
+        self._change(self._nodes.pop(name, None), None)
+
+    def _change(self, old: Owner | None, new: Owner | None) -> None:
+        """An address that went to another meanwhile stays that one's."""
+        for ip in old.ips if old is not None else ():
+            if self.owners.get(ip) is old:
+                del self.owners[ip]
+        if new is not None and not (isinstance(new, PodView) and new.host_network):
+            self.owners.update(dict.fromkeys(new.ips, new))
 
 
 def make_world(
