@@ -15,7 +15,7 @@ from typing import Final, Literal, NamedTuple, TypeAlias
 
 import msgspec
 
-from podwire.policy.evaluate import Decision, Party
+from podwire.policy.evaluate import Decision, Judgement, Party
 from podwire.policy.model import PROTOCOL_NAMES, Rule
 from podwire.policy.verdicts import Verdicts
 from podwire.policy.world import World
@@ -25,16 +25,14 @@ CAPACITY: Final = 20_000
 
 
 class Seen(NamedTuple):
-    """A connection's first packet: addresses are packed, `port` is the destination's own.
-
-    ICMP has port 0. `allowed` is what the kernel did.
-    """
+    """A connection's first packet on one node: addresses are packed, `port` is the destination's
+    own, 0 for ICMP. `passed`: the node's kernel let it go on."""
 
     src: bytes
     dst: bytes
     protocol: int
     port: int
-    allowed: bool
+    passed: bool
 
 
 class End(msgspec.Struct, frozen=True, omit_defaults=True, rename="camel"):
@@ -80,9 +78,11 @@ class FlowRecord(msgspec.Struct, omit_defaults=True, rename="camel"):
 
 
 class FlowLog:
-    """A record is judged anew when it is seen after `know` told of another state of the world."""
+    """One node's. A record is judged anew when it is seen after `know` told of another state of
+    the world."""
 
-    def __init__(self, capacity: int = CAPACITY) -> None:
+    def __init__(self, node: str, capacity: int = CAPACITY) -> None:
+        self._node = node
         self._capacity = capacity
         self._records: dict[Seen, tuple[int, FlowRecord]] = {}
         self._enforced = Verdicts(World(), ())
@@ -124,17 +124,29 @@ class FlowLog:
     def _judge(self, seen: Seen) -> FlowRecord:
         asked = seen[:4]
         decision = self._enforced.between(*asked)
-        if decision.allowed != seen.allowed:
+        here, elsewhere = self._split(decision, seen)
+        if seen.passed != all(judgement.allowed for judgement in here):
             self.disagreed += 1
+        allowed = seen.passed and all(judgement.allowed for judgement in elsewhere)
         return FlowRecord(
             _end(self._enforced.party(seen.src)),
             _end(self._enforced.party(seen.dst)),
             PROTOCOL_NAMES.get(seen.protocol, str(seen.protocol)),
             seen.port,
-            _verdict(seen.allowed),
+            _verdict(allowed),
             *_said(decision),
             staged="" if self._staged is None else _verdict(self._staged.between(*asked).allowed),
         )
+
+    def _split(self, decision: Decision, seen: Seen) -> tuple[list[Judgement], list[Judgement]]:
+        """What this node's kernel judges, and what the other end's does."""
+        here: list[Judgement] = []
+        elsewhere: list[Judgement] = []
+        for ip, judgement in ((seen.src, decision.egress), (seen.dst, decision.ingress)):
+            pod = self._enforced.party(ip).pod
+            own = pod is not None and pod.node == self._node
+            (here if own else elsewhere).append(judgement)
+        return here, elsewhere
 
 
 def merge_records(logs: Iterable[Iterable[FlowRecord]]) -> list[FlowRecord]:

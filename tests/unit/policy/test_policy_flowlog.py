@@ -28,12 +28,12 @@ ONLY_A = Policy(
 )
 
 
-def _seen(src: str, dst: str, port: int = 80, *, allowed: bool = True) -> Seen:
-    return Seen(ip_address(src).packed, ip_address(dst).packed, 6, port, allowed)
+def _seen(src: str, dst: str, port: int = 80, *, passed: bool = True) -> Seen:
+    return Seen(ip_address(src).packed, ip_address(dst).packed, 6, port, passed)
 
 
 def _log(staged: bool = False, capacity: int = 10) -> FlowLog:
-    log = FlowLog(capacity)
+    log = FlowLog("n", capacity)
     bare, with_policy = Verdicts(WORLD, ()), Verdicts(WORLD, [ONLY_A])
     log.know(bare if staged else with_policy, with_policy if staged else None)
     return log
@@ -47,7 +47,7 @@ def test_records_count_and_say_why() -> None:
     assert (str(record.source), str(record.destination)) == ("shop/a", "shop/b")
     assert record.ingress.rule == "NetworkPolicy shop/only-a spec.ingress[0]"
     assert (record.protocol, record.port, record.verdict) == ("TCP", 80, "allowed")
-    denied = log.add(_seen(OUT, B, allowed=False), 3.0)
+    denied = log.add(_seen(OUT, B, passed=False), 3.0)
     assert (denied.ingress.reason, denied.ingress.isolating) == ("isolated", (str(REF),))
     assert (denied.source.kind, str(denied.source)) == ("External", OUT)
     assert log.disagreed == 0
@@ -55,7 +55,7 @@ def test_records_count_and_say_why() -> None:
 
 def test_the_kernel_and_the_evaluator_are_compared() -> None:
     log = _log()
-    log.add(_seen(OUT, B, allowed=True), 1.0)
+    log.add(_seen(OUT, B, passed=True), 1.0)
     assert log.disagreed == 1
 
 
@@ -83,3 +83,11 @@ def test_two_nodes_saw_one_connection() -> None:
     two.add(_seen(A, B), 1.5)
     (record,) = merge_records([one.records(), two.records()])
     assert (record.count, record.first_seen, record.last_seen) == (2, 1.0, 2.0)
+
+
+def test_the_other_end_has_its_say_without_being_here() -> None:
+    """The source's node lets it go; what the destination's node does is known all the same."""
+    log = FlowLog("another")
+    log.know(Verdicts(WORLD, [ONLY_A]), None)
+    record = log.add(_seen(OUT, B, passed=True), 1.0)
+    assert (record.verdict, log.disagreed) == ("denied", 0)

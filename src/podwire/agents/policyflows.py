@@ -1,0 +1,169 @@
+"""Connections of a node's pods: those a change denies are cut, those that are opened are noted.
+
+    FlowCutter   commit -> connection tracking, as a whole -> judged -> entries deleted
+    FlowNotes    `log group` -> NfLog -> FlowLog: the document of `/policies/flows`
+
+Both judge by `Verdicts`, the meaning itself, and not by what was compiled from it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import Final
+
+from podwire.errors import KernelError
+from podwire.kernel.conntrack import Conntrack
+from podwire.kernel.flows import Flow
+from podwire.kernel.nflog import LoggedPacket, NfLog
+from podwire.policy.evaluate import Decision
+from podwire.policy.flowlog import FlowLog, Seen
+from podwire.policy.verdicts import Verdicts
+
+_LOG = logging.getLogger(__name__)
+_FAMILIES: Final = {4: socket.AF_INET, 6: socket.AF_INET6}
+_ICMP: Final = frozenset({socket.IPPROTO_ICMP, socket.IPPROTO_ICMPV6})
+_PORTED: Final = frozenset({6, 17, 132})
+# Changes that come together are one look at the table.
+_GATHER_S: Final = 0.01
+# Flows judged before the loop runs again: about 10 ms.
+_PORTION: Final = 300
+
+
+def denied_flows(flows: Iterable[Flow], verdicts: Verdicts, node: str) -> Iterator[Flow | None]:
+    """Those that this node would not let be opened now; None for the others. Pure.
+
+    An entry is judged as its first packet was: between DNAT and SNAT, from the original source to
+    where answers come from. What the other end's node denies is that node's to cut.
+    """
+    known: dict[tuple[bytes, bytes, int, int], bool] = {}
+    for flow in flows:
+        protocol = flow.orig.proto
+        port = flow.reply.sport if protocol in _PORTED else 0
+        asked = (flow.orig.src, flow.reply.src, protocol, port)
+        denied = known.get(asked)
+        if denied is None:
+            denied = known[asked] = _denied_here(verdicts, asked, node)
+        yield flow if denied else None
+
+
+def _denied_here(verdicts: Verdicts, asked: tuple[bytes, bytes, int, int], node: str) -> bool:
+    ends = [verdicts.party(ip).pod for ip in asked[:2]]
+    if not any(pod is not None and pod.node == node for pod in ends):
+        return False
+    decision: Decision = verdicts.between(*asked)
+    return any(
+        pod is not None and pod.node == node and not judgement.allowed
+        for pod, judgement in zip(ends, (decision.egress, decision.ingress), strict=True)
+    )
+
+
+class FlowCutter:
+    """`run` it; `request` has it look. `verdicts` gives the state to judge by."""
+
+    def __init__(
+        self, node: str, families: Iterable[int], verdicts: Callable[[], Verdicts]
+    ) -> None:
+        self._node = node
+        self._families = tuple(families)
+        self._verdicts = verdicts
+        self._requested = asyncio.Event()
+        self._waiting: list[Callable[[], None]] = []
+        self.cut = 0
+
+    def request(self, done: Callable[[], None] | None = None) -> None:
+        """`done` is called after what is denied now is cut."""
+        if done is not None:
+            self._waiting.append(done)
+        self._requested.set()
+
+    async def run(self) -> None:
+        with Conntrack() as conntrack:
+            while True:
+                await self._requested.wait()
+                await asyncio.sleep(_GATHER_S)
+                self._requested.clear()
+                waiting, self._waiting = self._waiting, []
+                try:
+                    await self._cut(conntrack)
+                except KernelError as error:
+                    _LOG.warning("policies: denied connections go on: %s", error)
+                for done in waiting:
+                    done()
+
+    async def _cut(self, conntrack: Conntrack) -> None:
+        for version in self._families:
+            # Reading a long table takes a while; nothing else uses this socket.
+            flows = await asyncio.to_thread(conntrack.dump, _FAMILIES[version])
+            denied: list[Flow] = []
+            for i, flow in enumerate(denied_flows(flows, self._verdicts(), self._node), 1):
+                if flow is not None:
+                    denied.append(flow)
+                if i % _PORTION == 0:
+                    await asyncio.sleep(0)
+            if denied:
+                self.cut += conntrack.delete_many(denied)
+
+
+class FlowNotes:
+    """The node's flow log. `passed` reads from a log prefix whether the packet went on: None for
+    what is not ours."""
+
+    def __init__(
+        self,
+        node: str,
+        group: int,
+        verdicts: Callable[[bool], Verdicts | None],
+        passed: Callable[[str], bool | None],
+    ) -> None:
+        self._group = group
+        self._verdicts = verdicts
+        self._passed = passed
+        self._reader: NfLog | None = None
+        self._stale = True
+        self.log = FlowLog(node)
+        self.since = time.time()
+
+    def open(self) -> None:
+        self._reader = NfLog(self._group)
+        asyncio.get_running_loop().add_reader(self._reader.fileno(), self._read)
+
+    @property
+    def lost(self) -> int:
+        return self._reader.lost if self._reader is not None else 0
+
+    def changed(self) -> None:
+        """Policies or whom they speak of are others now."""
+        self._stale = True
+
+    def _read(self) -> None:
+        assert self._reader is not None
+        try:
+            packets = self._reader.read()
+        except KernelError as error:
+            _LOG.warning("policies: flow log: %s", error)
+            return
+        if packets and self._stale:
+            enforced = self._verdicts(False)
+            assert enforced is not None
+            self.log.know(enforced, self._verdicts(True))
+            self._stale = False
+        now = time.time()
+        for packet in packets:
+            passed = self._passed(packet.prefix)
+            if passed is not None:
+                self.log.add(_seen(packet, passed), now)
+
+    def close(self) -> None:
+        if self._reader is not None:
+            asyncio.get_running_loop().remove_reader(self._reader.fileno())
+            self._reader.close()
+            self._reader = None
+
+
+def _seen(packet: LoggedPacket, passed: bool) -> Seen:
+    port = 0 if packet.protocol in _ICMP else packet.dport
+    return Seen(packet.src, packet.dst, packet.protocol, port, passed)
