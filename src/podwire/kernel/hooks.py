@@ -36,6 +36,7 @@ IMPAIR_TABLE: Final = "podwire-impair"
 SERVICES_TABLE: Final = "podwire-services"
 TRACE_TABLE: Final = "podwire-trace"
 IPVS_TABLE: Final = "podwire-ipvs"
+POLICY_TABLE: Final = "podwire-policy"
 IPVS_DEVICE: Final = "podwire-ipvs0"
 
 RAW: Final = -300
@@ -110,4 +111,11 @@ IPVS: Final = (
     *_services("leaving", "output", "filter", FILTER, IPVS_TABLE),
 )
 
-HOOKS: Final = (MASQUERADE, KUBENET_DEDUP, IMPAIR, *SERVICES, *TRACE, *IPTABLES, *IPVS)
+# Behind what Services drops, between destination and source translation: the packet has the pod's
+# own port and the client's own address. Nothing on input and output: a pod's own node may always.
+POLICY: Final = tuple(
+    Hook("policy", family, POLICY_TABLE, "forward", "forward", "filter", FILTER + 10)
+    for family in ("ip", "ip6")
+)
+
+HOOKS: Final = (MASQUERADE, KUBENET_DEDUP, IMPAIR, *SERVICES, *TRACE, *IPTABLES, *IPVS, *POLICY)
