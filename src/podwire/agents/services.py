@@ -230,7 +230,7 @@ class ServiceAgent:
         self.flows.clean(self.backend.former)
         self._tell_health()
         self.synced.set()
-        self.news.moved()
+        self.news.watchers.moved()
 
     async def _open(self) -> bool:
         """True where the kernel has nothing of an earlier agent."""
@@ -275,7 +275,7 @@ class ServiceAgent:
                 now = time.monotonic()
                 for owner in portion:
                     self.latency.observe(now - since[owner])
-                self.news.moved()
+                self.news.watchers.moved()
                 await asyncio.sleep(0)
             self._tell_health()
 
