@@ -10,64 +10,21 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from balancerlab import apply, balancer, wire, workload
 from outsideclient import client, drum, run_in
 
 from podwire.agents import bgp
 from podwire.errors import UsageError
 from podwire.lab import Lab
 
-MANIFEST = """
-apiVersion: apps/v1
-kind: DaemonSet
-metadata: {name: web}
-spec:
-  selector: {matchLabels: {app: web}}
-  template:
-    metadata: {labels: {app: web}}
-    spec:
-      terminationGracePeriodSeconds: 0
-      containers: [{name: main, image: example.com/web:1, ports: [{containerPort: 8080}]}]
----
-apiVersion: v1
-kind: Service
-metadata: {name: web}
-spec:
-  type: LoadBalancer
-  ipFamilyPolicy: RequireDualStack
-  selector: {app: web}
-  ports: [{port: 80, targetPort: 8080}]
----
-apiVersion: apps/v1
-kind: Deployment
-metadata: {name: one}
-spec:
-  selector: {matchLabels: {app: one}}
-  template:
-    metadata: {labels: {app: one}}
-    spec:
-      nodeName: node-2
-      containers: [{name: main, image: example.com/web:1, ports: [{containerPort: 8080}]}]
----
-apiVersion: v1
-kind: Service
-metadata: {name: one}
-spec:
-  type: LoadBalancer
-  loadBalancerIP: 172.30.0.240
-  externalTrafficPolicy: Local
-  selector: {app: one}
-  ports: [{port: 80, targetPort: 8080}]
----
-apiVersion: v1
-kind: Service
-metadata:
-  name: inner
-  annotations: {networking.podwire.dev/load-balancer: internal}
-spec:
-  type: LoadBalancer
-  selector: {app: web}
-  ports: [{port: 80, targetPort: 8080}]
-"""
+INTERNAL = {"networking.podwire.dev/load-balancer": "internal"}
+OBJECTS = [
+    workload("DaemonSet", "web"),
+    balancer("web", ipFamilyPolicy="RequireDualStack"),
+    workload("Deployment", "one", nodeName="node-2"),
+    balancer("one", loadBalancerIP="172.30.0.240", externalTrafficPolicy="Local"),
+    balancer("inner", app="web", annotations=INTERNAL),
+]
 ALL = ["172.30.0.2", "172.30.0.3", "172.30.0.4"]
 
 
@@ -80,7 +37,7 @@ def lab() -> Iterator[Lab]:
     except UsageError as error:
         pytest.skip(str(error))
     with Lab("lbbgp", nodes=3, ip_family="dual", load_balancer="bgp") as lab:
-        lab.apply_text(MANIFEST)
+        apply(lab, *OBJECTS)
         yield lab
 
 
@@ -126,9 +83,9 @@ def test_a_killed_agent_is_out_at_once_and_comes_back(lab: Lab, tools: Any) -> N
 
 def test_a_dead_node_is_out_with_the_hold_time(lab: Lab, tools: Any) -> None:
     tools.wait(lambda: hops(lab, "172.30.0.200") == ALL)
-    run_in(lab, "", "ip", "link", "set", "n3", "down")
+    wire(lab, "node-2", "down")
     tools.wait(lambda: hops(lab, "172.30.0.200") == ["172.30.0.2", "172.30.0.4"], 5.0)
-    run_in(lab, "", "ip", "link", "set", "n3", "up")
+    wire(lab, "node-2", "up")
     tools.wait(lambda: hops(lab, "172.30.0.200") == ALL)
 
 

@@ -9,48 +9,19 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from balancerlab import NODES, addresses, apply, balancer, wire, workload
 from outsideclient import client, drum, longest_gap_s, run_in
 
 from podwire.lab import Lab
 from podwire.objects import kinds
 
-NODES = ("node-1", "node-2", "node-3")
 MOVED_WITHIN_S = 1.0
-MANIFEST = """
-apiVersion: apps/v1
-kind: DaemonSet
-metadata: {name: web}
-spec:
-  selector: {matchLabels: {app: web}}
-  template:
-    metadata: {labels: {app: web}}
-    spec:
-      terminationGracePeriodSeconds: 0
-      containers: [{name: main, image: example.com/web:1, ports: [{containerPort: 8080}]}]
----
-apiVersion: v1
-kind: Service
-metadata: {name: web}
-spec:
-  type: LoadBalancer
-  ipFamilyPolicy: RequireDualStack
-  externalTrafficPolicy: Local
-  selector: {app: web}
-  ports: [{port: 80, targetPort: 8080}]
-"""
 
 
 class World:
     def __init__(self, lab: Lab, tools: Any) -> None:
         self.lab, self.tools = lab, tools
-        ingress = tools.wait(
-            lambda: (
-                lab.call(
-                    lambda api: api.get(kinds.SERVICE, "web", "default")
-                ).status.load_balancer.ingress
-            )
-        )
-        self.vips = [entry.ip for entry in ingress]
+        self.vips = addresses(lab, tools, "web")
 
     def owners(self, vip: str) -> list[str]:
         """The nodes whose kernels would answer for the address."""
@@ -62,12 +33,6 @@ class World:
         (name,) = self.tools.wait(lambda: self.owners(vip))
         return str(name)
 
-    def wire(self, node: str, state: str) -> None:
-        """Plug a node's cable out (`down`) or in (`up`)."""
-        spec = self.lab.spec.node(node)
-        assert spec is not None
-        run_in(self.lab, "", "ip", "link", "set", f"n{spec.number}", state)
-
     def pid(self, node: str) -> int:
         return int(self.tools.pids(self.lab)[f"agent-{node}"])
 
@@ -75,7 +40,9 @@ class World:
 @pytest.fixture(scope="module")
 def lab(tools: Any) -> Iterator[Lab]:
     with Lab("lbfail", nodes=3, ip_family="dual") as lab:
-        lab.apply_text(MANIFEST)
+        families = {"ipFamilyPolicy": "RequireDualStack"}
+        service = balancer("web", externalTrafficPolicy="Local", **families)
+        apply(lab, workload("DaemonSet", "web"), service)
         yield lab
 
 
@@ -88,7 +55,7 @@ def world(lab: Lab, tools: Any) -> Iterator[World]:
             tools.wait(lambda vip=vip: outside.get(vip))
     yield world
     for node in NODES:
-        world.wire(node, "up")
+        wire(world.lab, node, "up")
     lab.wait_ready()
 
 
@@ -100,7 +67,7 @@ def test_a_node_that_dies(world: World, version: int, capsys: pytest.CaptureFixt
     with drum(world.lab, vip) as beating:
         beating.flow(20)
         os.kill(world.pid(owner), signal.SIGKILL)
-        world.wire(owner, "down")
+        wire(world.lab, owner, "down")
         world.tools.wait(lambda: set(world.owners(vip)) - {owner})
         beating.flow(50)
         gap = longest_gap_s(beating.stop())
@@ -112,7 +79,7 @@ def test_a_node_that_dies(world: World, version: int, capsys: pytest.CaptureFixt
     world.tools.wait(lambda: len(world.owners(vip)) == 2)
     with drum(world.lab, vip) as beating:
         beating.flow(10)
-        world.wire(owner, "up")
+        wire(world.lab, owner, "up")
         world.tools.wait(lambda: world.owners(vip) == [owner])
         beating.flow(50)
         gap = longest_gap_s(beating.stop())
@@ -150,7 +117,7 @@ def test_an_agent_that_is_silent_for_long(world: World) -> None:
             beating.flow(200)
             assert world.owners(vip) == [owner]
             # Frozen and now dead as well: it is found out like any other.
-            world.wire(owner, "down")
+            wire(world.lab, owner, "down")
             world.tools.wait(lambda: set(world.owners(vip)) - {owner})
             beating.flow(20)
         finally:

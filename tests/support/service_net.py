@@ -16,11 +16,14 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import json
 import os
 import select
 import socket
 import struct
+import sys
+import termios
 import threading
 import time
 from collections import Counter
@@ -428,6 +431,9 @@ class Server:
         self._end, far = os.pipe()
         self._far = far
         self._epoll.register(self._end, select.EPOLLIN)
+        self._turn = os.eventfd(0)
+        self._turned = threading.Semaphore(0)
+        self._epoll.register(self._turn, select.EPOLLIN)
         self.received: Counter[tuple[str, int]] = Counter()
         self._thread = threading.Thread(target=self._run, name="servers", daemon=True)
         self._thread.start()
@@ -451,6 +457,10 @@ class Server:
             for fd, _ in self._epoll.poll():
                 if fd == self._end:
                     return
+                if fd == self._turn:
+                    os.eventfd_read(fd)
+                    self._turned.release()
+                    continue
                 with self._lock:
                     found = self._sockets.get(fd)
                 if found is not None:
@@ -471,14 +481,32 @@ class Server:
                 else:
                     sock.sendto(json.dumps([name, port, peer[0]]).encode(), peer)
 
+    def settle(self) -> None:
+        """Return when all datagrams that had arrived are in `received`: the thread may be late."""
+        while True:
+            os.eventfd_write(self._turn, 1)
+            # Between two turns of its loop the thread holds nothing it has not counted.
+            assert self._turned.acquire(timeout=10)
+            if not any(_waiting(sock) for _, sock in self._sockets.values()):
+                return
+
     def stop(self) -> None:
         os.write(self._far, b"x")
         self._thread.join()
         for _, sock in self._sockets.values():
             sock.close()
         self._epoll.close()
+        os.close(self._turn)
         os.close(self._end)
         os.close(self._far)
+
+
+def _waiting(sock: socket.socket) -> int:
+    """The size of the datagram that is next."""
+    if sock.type != socket.SOCK_DGRAM:
+        return 0
+    found = fcntl.ioctl(sock, termios.FIONREAD, bytes(4))
+    return int.from_bytes(found, sys.byteorder)
 
 
 def wait(condition: Any, timeout_s: float = 10.0) -> Any:

@@ -124,7 +124,7 @@ class Announcer:
 
     async def _follow_programming(self) -> None:
         """What could not be served may be served now."""
-        with self._services.news.watched() as moved:
+        with self._services.news.watchers.watched() as moved:
             while True:
                 await moved.wait()
                 moved.clear()

@@ -8,11 +8,14 @@ a transaction fails, or somebody else touched its tables, `mend` compares with t
 
 from __future__ import annotations
 
+import logging
 import socket
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
+from podwire.errors import KernelError
+from podwire.kernel import conntrack, sysctl
 from podwire.kernel.conntrack import Conntrack
 from podwire.kernel.flows import Match
 from podwire.services.claims import Claims
@@ -20,6 +23,7 @@ from podwire.services.evaluate import Domain
 from podwire.services.flows import Stale, stale_flows
 from podwire.services.model import PROTOCOLS, FrontendKey, Network
 
+_LOG = logging.getLogger(__name__)
 _FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
 
 
@@ -60,6 +64,23 @@ class ServiceBackend(Protocol):
         """What was done to our tables by others since the last call, in words."""
 
     def close(self) -> None: ...
+
+
+_TIMEOUTS: Final = {
+    # A connection one side has closed may go on the other way for as long as it likes; after the
+    # kernel's 60 s of silence its packets would be nobody's (k/k#32551).
+    conntrack.TCP_CLOSE_WAIT_S: 3600,
+    conntrack.TCP_ESTABLISHED_S: 86400,
+}
+"""kube-proxy's defaults (pkg/proxy/apis/config/v1alpha1/defaults.go)."""
+
+
+def set_timeouts() -> None:
+    """How long silent connections are remembered; where it cannot be said, the kernel's time."""
+    try:
+        sysctl.write(_TIMEOUTS)
+    except KernelError as error:
+        _LOG.warning("services: silent connections are forgotten early: %s", error)
 
 
 class FlowCleaner:

@@ -6,11 +6,11 @@ ServiceProgram -> ServiceNews -> Events of the API, `Progress`, `ServiceHealthCh
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Protocol
 
 from podwire.agents.healthchecks import ProxyHealth, ServiceHealthChecks
+from podwire.agents.progressing import Watchers
 from podwire.agents.serviceprogram import Programmed
 from podwire.client import Informer
 from podwire.objects import kinds
@@ -52,7 +52,7 @@ class ServiceNews:
         self.health_checks = ServiceHealthChecks(self.health, self._no_health_check, families)
         self.forget: Callable[[FrontendKey], None] | None = None
         """Called for frontends nobody has any more."""
-        self._watchers: set[asyncio.Event] = set()
+        self.watchers = Watchers()
         self._telling: set[asyncio.Task[None]] = set()
 
     def programmed(self, owner: Owner, former: Programmed | None, now: Programmed | None) -> None:
@@ -93,17 +93,3 @@ class ServiceNews:
         )
         self._telling.add(task)
         task.add_done_callback(self._telling.discard)
-
-    @contextlib.contextmanager
-    def watched(self) -> Iterator[asyncio.Event]:
-        """An event that is set whenever something was programmed; who waits clears it."""
-        event = asyncio.Event()
-        self._watchers.add(event)
-        try:
-            yield event
-        finally:
-            self._watchers.discard(event)
-
-    def moved(self) -> None:
-        for event in self._watchers:
-            event.set()

@@ -23,7 +23,7 @@ from ipaddress import ip_address, ip_network
 from podwire.agents.backends import BACKENDS, BackendFactory
 from podwire.agents.config import ServiceConfig
 from podwire.agents.nftablesbackend import NftablesBackend
-from podwire.agents.servicekernel import FlowCleaner, Ranges
+from podwire.agents.servicekernel import FlowCleaner, Ranges, set_timeouts
 from podwire.agents.servicenews import Recorder, ServiceNews
 from podwire.agents.serviceprogram import FlowWatch, Programmed, ServiceProgram
 from podwire.client import Api, Change, EventRecorder, Informer
@@ -220,6 +220,7 @@ class ServiceAgent:
 
     async def start(self) -> None:
         """Everything that is known."""
+        set_timeouts()
         fresh = await self._open()
         self._ranges_dirty = False
         owners = sorted(self._dirty, key=self._urgency)
@@ -229,7 +230,7 @@ class ServiceAgent:
         self.flows.clean(self.backend.former)
         self._tell_health()
         self.synced.set()
-        self.news.moved()
+        self.news.watchers.moved()
 
     async def _open(self) -> bool:
         """True where the kernel has nothing of an earlier agent."""
@@ -274,7 +275,7 @@ class ServiceAgent:
                 now = time.monotonic()
                 for owner in portion:
                     self.latency.observe(now - since[owner])
-                self.news.moved()
+                self.news.watchers.moved()
                 await asyncio.sleep(0)
             self._tell_health()
 

@@ -11,22 +11,18 @@ words change: an idle cluster writes nothing.
 
 from __future__ import annotations
 
-import asyncio
-import datetime as dt
-import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
-import msgspec
 from aiohttp import web
 
+from podwire.agents.progressing import ProgressTeller, answer, answer_wait
 from podwire.agents.servicecounters import Reading, ServiceCounters
 from podwire.agents.serviceprogram import Programmed
 from podwire.agents.services import ServiceAgent
-from podwire.client import Api, PatchType
-from podwire.errors import ApiError, BadRequestError, NotFoundError
-from podwire.objects import kinds
-from podwire.objects.meta import Key, format_time
+from podwire.client import Api
+from podwire.errors import NotFoundError
+from podwire.objects.meta import Key
 from podwire.services.claims import Owner
 from podwire.services.metrics import NodeNumbers, render_metrics
 from podwire.services.model import Address, FrontendKey
@@ -37,12 +33,7 @@ from podwire.services.report import (
     address_text,
     describe_service,
 )
-from podwire.telemetry.progress import SERVICES, describe_progress, write_interval_s
-from podwire.telemetry.waiting import WaitRequest, WaitResponse
-
-_LOG = logging.getLogger(__name__)
-_JSON = "application/json"
-_MAX_WAIT_S = 600.0
+from podwire.telemetry.progress import SERVICES
 
 
 class ServiceStatus:
@@ -57,11 +48,18 @@ class ServiceStatus:
         announced: Callable[[], Iterable[Address]] = tuple,
     ) -> None:
         self._announced = announced
-        self._api = api
         self._name = node_name
         self._agent = agent
         self._counters = ServiceCounters(agent.config.families, agent.claims, agent.backend, pins)
-        self._written = ("", "", "")
+        self._teller = ProgressTeller(
+            api,
+            node_name,
+            SERVICES,
+            "Services",
+            agent.news.progress,
+            agent.news.watchers,
+            lambda: agent.node_count,
+        )
 
     # --- documents ------------------------------------------------------------------------------
 
@@ -152,7 +150,7 @@ class ServiceStatus:
     async def get_all(self, request: web.Request) -> web.Response:
         brief = request.query.get("brief") == "1"
         reading = Reading() if brief else await self._counters.read()
-        return _answer(self.report(reading, brief=brief))
+        return answer(self.report(reading, brief=brief))
 
     async def get_one(self, request: web.Request) -> web.Response:
         key = Key(request.match_info["namespace"], request.match_info["name"])
@@ -162,22 +160,10 @@ class ServiceStatus:
             raise NotFoundError(f"{owner}: not programmed on node {self._name}")
         frontends = [frontend.key for frontend in programmed.compiled.frontends]
         counts = await self._counters.read_frontends(frontends)
-        return _answer(self._describe(owner, programmed, counts))
+        return answer(self._describe(owner, programmed, counts))
 
     async def wait(self, request: web.Request) -> web.Response:
-        try:
-            wanted = msgspec.json.decode(await request.read(), type=WaitRequest)
-        except msgspec.MsgspecError as error:
-            raise BadRequestError(f"wait request: {error}") from error
-        with self._agent.news.watched() as moved:
-            try:
-                async with asyncio.timeout(min(wanted.timeout_s, _MAX_WAIT_S)):
-                    while self.missing(wanted.revisions):
-                        await moved.wait()
-                        moved.clear()
-            except TimeoutError:
-                pass
-        return _answer(WaitResponse(self.missing(wanted.revisions)))
+        return await answer_wait(request, self._agent.news.watchers, self.missing)
 
     async def metrics(self, query: Mapping[str, str]) -> str:
         """The part of the page that is the agent's."""
@@ -190,45 +176,7 @@ class ServiceStatus:
     async def run(self) -> None:
         """Tell how far this node is until cancelled."""
         self._counters.start()
-        with self._agent.news.watched() as moved:
-            while True:
-                await moved.wait()
-                # What comes within the interval is told with it: there is one write at its end.
-                await asyncio.sleep(write_interval_s(self._agent.node_count))
-                moved.clear()
-                try:
-                    await self._write()
-                except (ApiError, OSError, TimeoutError) as error:
-                    _LOG.info("node %s: %s not written: %s", self._name, SERVICES, error)
-                    moved.set()
-
-    async def _write(self) -> None:
-        words = describe_progress(self._agent.news.progress, "Services")
-        if words == self._written:
-            return
-        status, reason, message = words
-        now = format_time(dt.datetime.now(dt.UTC))
-        condition = {
-            "type": SERVICES,
-            "status": status,
-            "reason": reason,
-            "message": message,
-            "lastHeartbeatTime": now,
-        }
-        if status != self._written[0]:
-            condition["lastTransitionTime"] = now
-        await self._api.patch(
-            kinds.NODE,
-            self._name,
-            {"status": {"conditions": [condition]}},
-            subresource="status",
-            patch_type=PatchType.STRATEGIC,
-        )
-        self._written = words
+        await self._teller.run()
 
     def close(self) -> None:
         self._counters.close()
-
-
-def _answer(document: msgspec.Struct) -> web.Response:
-    return web.Response(body=msgspec.json.encode(document), content_type=_JSON)

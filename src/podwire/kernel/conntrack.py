@@ -24,6 +24,8 @@ from podwire.kernel.flows import EVERY, Flow, FlowEvent, Match
 
 ACCT: Final = "net/netfilter/nf_conntrack_acct"
 """Count packets and bytes of flows made from now on (0, 1)."""
+TCP_CLOSE_WAIT_S: Final = "net/netfilter/nf_conntrack_tcp_timeout_close_wait"
+TCP_ESTABLISHED_S: Final = "net/netfilter/nf_conntrack_tcp_timeout_established"
 TCP_BE_LIBERAL: Final = "net/netfilter/nf_conntrack_tcp_be_liberal"
 """Only RST outside of the window is invalid (kube-proxy's conntrack.tcpBeLiberal)."""
 COUNT: Final = "net/netfilter/nf_conntrack_count"

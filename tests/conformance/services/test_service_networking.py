@@ -1,17 +1,14 @@
-"""[sig-network] Networking Granular Checks, Conntrack, Dual stack, EndpointSlice, HostPort and
+"""[sig-network] Networking Granular Checks, Endpoints, EndpointSlice, Dual stack, HostPort and
 Service CIDRs, under upstream's names (k/k test/e2e/network/), real packets."""
 
 from __future__ import annotations
 
+import asyncio
 import json
-import subprocess
-import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from outsideclient import entering
 from serviceslab import (
     NODE_IPS,
     NODES,
@@ -23,6 +20,8 @@ from serviceslab import (
     service_world,
 )
 
+from podwire.client import Api, PatchType
+from podwire.errors import NotFoundError
 from podwire.kernel import features
 from podwire.objects import kinds
 
@@ -120,103 +119,66 @@ def test_intra_and_node_pod(t: Case, kind: str) -> None:
             t.reached(source, t.pod(name).status.pod_ip, 8081, {name}, protocol="udp")
 
 
-# --- Conntrack ----------------------------------------------------------------------------------
-
-_SENDER = """
-import socket, sys, time, select
-s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-s.bind(("", 12345))
-s.setblocking(False)
-print("ready", flush=True)
-while not select.select([sys.stdin], [], [], 0.005)[0]:
-    try:
-        s.sendto(b"hostname", (sys.argv[1], int(sys.argv[2])))
-    except OSError:
-        pass
-    try:
-        while True:
-            print(s.recv(512).decode(), flush=True)
-    except OSError:
-        pass
-"""
+# --- Endpoints ----------------------------------------------------------------------------------
 
 
-class FixedPort:
-    """A client that always sends from port 12345, and whoever answered it last."""
+def test_endpoints_life_cycle(t: Case) -> None:
+    """Endpoints should test the lifecycle of an Endpoint [Conformance]"""
+    label, selector = {"test-endpoint-static": "true"}, "test-endpoint-static=true"
+    port = {"name": "http", "port": 80, "protocol": "TCP"}
+    subset = {"addresses": [{"ip": "10.0.0.24"}], "ports": [port]}
+    body = {"metadata": {"name": "testservice", "labels": label}, "subsets": [subset]}
 
-    def __init__(self, process: subprocess.Popen[str]) -> None:
-        self._process = process
+    async def watched(api: Api, version: str) -> list[str]:
+        """The kinds of events so far, up to the deletion."""
+        seen: list[str] = []
+        follow = api.watch_lines(
+            kinds.ENDPOINTS, version, namespace=t.namespace, label_selector=selector
+        )
+        async for lines in follow:
+            seen += [json.loads(line)["type"] for line in lines if line]
+            if "DELETED" in seen:
+                break
+        return [what for what in seen if what != "BOOKMARK"]
 
-    def wait_answer_of(self, name: str) -> None:
-        assert self._process.stdout is not None
-        for line in self._process.stdout:
-            if line.strip() == name:
-                return
-        raise AssertionError(f"{name} never answered")
+    async def play(api: Api) -> None:
+        _, version = await api.list(kinds.ENDPOINTS, label_selector=selector)
+        made = await api.create(kinds.ENDPOINTS, body, t.namespace)
+        everywhere, _ = await api.list(kinds.ENDPOINTS, label_selector=selector)
+        assert [(e.metadata.namespace, e.metadata.name) for e in everywhere] == [
+            (t.namespace, "testservice")
+        ]
+        raw = await api.get_raw(kinds.ENDPOINTS, "testservice", t.namespace)
+        raw["metadata"]["labels"]["test-service"] = "updated"
+        await api.replace(kinds.ENDPOINTS, raw)
+        got = await api.get(kinds.ENDPOINTS, "testservice", t.namespace)
+        assert got.metadata.labels["test-service"] == "updated"
+        patch = {
+            "metadata": {"labels": {"test-service": "patched"}},
+            "subsets": [
+                {
+                    "addresses": [{"ip": "10.0.0.25"}],
+                    "ports": [{"name": "http-test", "port": 8080}],
+                }
+            ],
+        }
+        patched = await api.patch(
+            kinds.ENDPOINTS, "testservice", patch, t.namespace, patch_type=PatchType.STRATEGIC
+        )
+        assert int(patched.metadata.resource_version) > int(made.metadata.resource_version)
+        got = await api.get(kinds.ENDPOINTS, "testservice", t.namespace)
+        assert got.metadata.labels == label | {"test-service": "patched"}
+        (subset,) = got.subsets
+        assert [a.ip for a in subset.addresses] == ["10.0.0.25"]
+        assert [(p.name, p.port) for p in subset.ports] == [("http-test", 8080)]
+        path = kinds.ENDPOINTS.path(t.namespace)
+        await api.request("DELETE", path, query={"labelSelector": selector})
+        with pytest.raises(NotFoundError):
+            await api.get(kinds.ENDPOINTS, "testservice", t.namespace)
+        async with asyncio.timeout(10):
+            assert await watched(api, version) == ["ADDED", "MODIFIED", "MODIFIED", "DELETED"]
 
-
-@contextmanager
-def sending(t: Case, source: str, address: str, port: int) -> Iterator[FixedPort]:
-    """From a node's namespace, or beyond the cluster."""
-    words = [*entering(t.lab, source), sys.executable, "-c", _SENDER, address, str(port)]
-    with subprocess.Popen(
-        words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as process:
-        try:
-            assert process.stdout is not None
-            assert process.stdout.readline().strip() == "ready"
-            yield FixedPort(process)
-        finally:
-            process.kill()
-
-
-@pytest.mark.parametrize("kind", ["ClusterIP", "NodePort"])
-def test_udp_when_server_pod_cycles(t: Case, kind: str) -> None:
-    """should be able to preserve UDP traffic when server pod cycles for a ClusterIP / NodePort
-    service (and client is hostNetwork)"""
-    service = t.service(type=kind, ports=UDP_ONLY)
-    address, port = service.spec.cluster_ip, 80
-    if kind == "NodePort":
-        address, port = NODE_IPS["node-1"], service.spec.ports[0].node_port
-    source = "node-1" if kind == "ClusterIP" else "outside"
-    with sending(t, source, address, port) as client:
-        # From no endpoint to the first, from that to the next, and over a time without any.
-        t.pods("web-1", nodes=["node-2"])
-        client.wait_answer_of("web-1")
-        t.pods("web-2", nodes=["node-3"])
-        t.delete(kinds.POD, "web-1")
-        client.wait_answer_of("web-2")
-        t.delete(kinds.POD, "web-2")
-        t.pods("web-3", nodes=["node-1"])
-        client.wait_answer_of("web-3")
-
-
-def test_udp_internal_local(t: Case) -> None:
-    """should be able to preserve UDP traffic when server pod cycles for a ClusterIP service with
-    InternalTrafficPolicy set to Local"""
-    service = t.service(ports=UDP_ONLY, internalTrafficPolicy="Local")
-    with sending(t, "node-1", service.spec.cluster_ip, 80) as client:
-        for name in NAMES[:2]:
-            t.pods(name, nodes=["node-1"])
-            client.wait_answer_of(name)
-            t.delete(kinds.POD, name)
-
-
-def test_udp_when_unready_endpoints_get_ready(t: Case) -> None:
-    """should be able to preserve UDP traffic when initial unready endpoints get ready"""
-    unready = {
-        "annotations": {"standin.podwire.dev/http-status": "503"},
-        "container": {
-            "readinessProbe": {"httpGet": {"path": "/readyz", "port": 8080}, "periodSeconds": 1}
-        },
-    }
-    service = t.service(ports=UDP_ONLY)
-    with sending(t, "node-2", service.spec.cluster_ip, 80) as client:
-        t.create(kinds.POD, pod_body("web-1", "node-1", **unready))
-        t.tools.wait(lambda: any(piece.endpoints for piece in t.slices()))
-        ready = {"metadata": {"annotations": {"standin.podwire.dev/http-status": "200"}}}
-        t.patch(kinds.POD, "web-1", ready)
-        client.wait_answer_of("web-1")
+    t.lab.call(play)
 
 
 # --- EndpointSlices -----------------------------------------------------------------------------

@@ -91,10 +91,12 @@ class Changing:
         def arriving(count: int) -> set[tuple[str, int]]:
             before = self.received()
             sender.wait_sent(count)
+            self.net.server.settle()
             now = self.received()
             return {end for end, number in now.items() if number > before.get(end, 0)}
 
-        # The server may still be reading what came before.
+        # What came before may still be on its way.
+        self.net.server.settle()
         wait(lambda: arriving(10) <= ends)
         if ends:
             wait(lambda: arriving(10) & ends)
