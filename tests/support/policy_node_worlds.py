@@ -1,4 +1,4 @@
-"""Small worlds of pods, nodes and policies in which everything meets everything, and their flows."""
+"""Small worlds of pods, nodes and policies in which everything meets everything; their flows."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from random import Random
 from hypothesis import strategies as st
 
 from podwire.objects.meta import Key
-from podwire.policy.evaluate import Case, Flow, Party, PolicySet, judge
 from podwire.policy.classes import Outcome
+from podwire.policy.evaluate import Case, Flow, Party, PolicySet, judge
 from podwire.policy.model import (
     Address,
     Direction,
@@ -268,8 +268,9 @@ def apply_change(change: Change, api: Changing, *listeners: object) -> None:
 def flows(api: Changing) -> Iterator[Flow]:
     """Every pair and port that meets the node's forward hook."""
     world = api.world()
-    parties = [Party(ip, pod=pod) for pod in world.pods.values() if not pod.host_network
-               for ip in pod.ips]
+    parties = [
+        Party(ip, pod=pod) for pod in world.pods.values() if not pod.host_network for ip in pod.ips
+    ]
     parties += [Party(ip, node=node) for node in world.nodes.values() for ip in node.ips]
     parties += [Party(ip_address(text)) for text in OUTSIDERS]
     for source in parties:
@@ -315,3 +316,19 @@ def outcomes_of(api: Changing, some: Iterable[Flow]) -> list[tuple[Flow, list[Ou
 def some_flows(api: Changing, random: Random, count: int) -> list[Flow]:
     found = list(flows(api))
     return random.sample(found, min(count, len(found)))
+
+
+def seen_in(flow: Flow, api: Changing) -> Flow | None:
+    """The same addresses in another state; None where nothing of the kind is forwarded there."""
+    world = api.world()
+    parties = []
+    for party in (flow.source, flow.destination):
+        owner = world.owners.get(party.ip)
+        if isinstance(owner, PodView):
+            parties.append(Party(party.ip, pod=owner))
+        else:
+            parties.append(Party(party.ip, node=owner))
+    source, destination = parties
+    if not is_forwarded(source, destination):
+        return None
+    return Flow(source, destination, flow.protocol, flow.port, hairpin=True)

@@ -8,10 +8,11 @@ can disagree with `evaluate`, and a disagreement is a bug in one of them.
 
 from __future__ import annotations
 
+import functools
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
 from typing import Final, TypeAlias
 
 from podwire.kernel.nfpack import DROP, RETURN, Change, Data, Goto, Jump, Key, pack_u32
@@ -229,6 +230,18 @@ class Tables:
             except RefusedError as error:
                 raise RefusedError(f"{change}: {error}") from error
 
+    def copy(self) -> Tables:
+        """What happens to one does not happen to the other."""
+        other = Tables()
+        for family, table in self._tables.items():
+            other._tables[family] = _Table(
+                {n: replace(each, elements=dict(each.elements)) for n, each in table.sets.items()},
+                {name: list(rules) for name, rules in table.chains.items()},
+                set(table.counters),
+                dict(table.hooks),
+            )
+        return other
+
     def elements(self, family: str, name: str) -> dict[Key, Data]:
         return dict(self._tables[family].sets[name].elements)
 
@@ -273,7 +286,7 @@ class _Walker:
         self._table = table
         self._state = state
         self._tick = tick
-        self._acts = tuple(zip(_PATTERNS, self._meanings(), strict=True))
+        self._acts = self._meanings()
 
     def chain(self, name: str) -> None:
         """A base chain, or a chain that is jumped to: what returns comes back here."""
@@ -292,25 +305,12 @@ class _Walker:
     def _rule(self, chain: str, rule: str) -> None:
         so_far = len(self._state.path)
         self._state.path.append(f"{chain}: {rule}")
-        for found, act in self._expressions(rule):
-            try:
-                act(found)
-            except _MismatchError:
-                del self._state.path[so_far:]
-                raise
-
-    def _expressions(self, rule: str) -> Iterator[tuple[_Found, Callable[[_Found], None]]]:
-        """From left to right."""
-        rest = rule
-        while rest:
-            for pattern, act in self._acts:
-                found = pattern.match(rest)
-                if found:
-                    yield found, act
-                    rest = rest[found.end() :].lstrip()
-                    break
-            else:
-                raise AssertionError(f"{rest!r}: no meaning is known for this")
+        try:
+            for which, found in _parse(rule):
+                self._acts[which](found)
+        except _MismatchError:
+            del self._state.path[so_far:]
+            raise
 
     def _meanings(self) -> tuple[Callable[[_Found], None], ...]:
         """In the order of `_PATTERNS`."""
@@ -442,6 +442,19 @@ _PATTERNS: Final = tuple(
         r"return",
     )
 )
+
+
+@functools.cache
+def _parse(rule: str) -> tuple[tuple[int, _Found], ...]:
+    """Its expressions from left to right, by their place in `_PATTERNS`."""
+    parsed, rest = [], rule
+    while rest:
+        matches = ((i, pattern.match(rest)) for i, pattern in enumerate(_PATTERNS))
+        which, found = next(((i, m) for i, m in matches if m), (-1, None))
+        assert found is not None, f"{rest!r}: no meaning is known for this"
+        parsed.append((which, found))
+        rest = rest[found.end() :].lstrip()
+    return tuple(parsed)
 
 
 def _require(condition: bool) -> None:
