@@ -16,10 +16,12 @@ from aiohttp import ClientError, ClientSession, ClientTimeout, web
 
 from podwire.agents.announcer import Announcement, Announcer
 from podwire.agents.bgp import BgpAnnouncement
-from podwire.agents.config import ServiceConfig
+from podwire.agents.config import PolicyConfig, ServiceConfig
 from podwire.agents.l2 import L2Announcement, L2Kernel
 from podwire.agents.network import NodeNetworkAgent
 from podwire.agents.pathmtu import PathMtuCheck
+from podwire.agents.policy import PolicyAgent
+from podwire.agents.policystatus import PolicyStatus
 from podwire.agents.resolving import Place, Resolving
 from podwire.agents.services import ServiceAgent
 from podwire.agents.servicestatus import ServiceStatus
@@ -46,6 +48,7 @@ async def run(
     config: KubeletConfig,
     network: NetworkConfig,
     services: ServiceConfig,
+    policies: PolicyConfig,
     *,
     spawner: Spawner,
     runtime: ContainerRuntime | None = None,
@@ -62,10 +65,12 @@ async def run(
     leases = LeaseStore(config.node_dir / "ipam.db", config.boot_id)
     pods = KernelPodNetwork(network, leases, config.pins_dir)
     node = NodeNetworkAgent(api, config.node_name, network, pods)
+    policing = PolicyAgent(api, config.node_name, policies, node.nodes)
     kubelet = Kubelet(
         config,
         api,
         pods,
+        policy_ready=policing.admit,
         spawner=spawner,
         runtime=runtime,
         builtins=builtins,
@@ -76,18 +81,23 @@ async def run(
     status = ServiceStatus(
         api, config.node_name, balancing, lambda: _pod_pins(kubelet), lambda: announcer.announced
     )
+    policy_status = PolicyStatus(api, config.node_name, policing)
     probes = ProbeService(lambda source: _source_pin(kubelet, source, outside))
     server = KubeletServer(kubelet)
     resolving = Resolving(partial(_place, kubelet))
-    for method, path, handler in _routes(kubelet, node, probes, resolving, status):
+    for method, path, handler in (
+        *_routes(kubelet, node, probes, resolving, status),
+        *_policy_routes(policy_status),
+    ):
         server.add_route(method, path, handler)
     server.add_metrics(status.metrics)
+    server.add_metrics(policy_status.metrics)
     try:
         async with server, asyncio.TaskGroup() as group:
             path_mtu = PathMtuCheck(api, config.node_name, node, probes)
             following = [
                 group.create_task(part.run())
-                for part in (node, path_mtu, balancing, status, announcer)
+                for part in (node, path_mtu, balancing, status, announcer, policing, policy_status)
             ]
             # Pods of an earlier agent can only be recognised once the network is known again.
             with contextlib.suppress(NodeRemovedError):
@@ -103,6 +113,7 @@ async def run(
         status.close()
         balancing.close()
         announcer.close()
+        policing.close()
         with contextlib.suppress(OSError):
             leases.close()
 
@@ -124,6 +135,14 @@ def _routes(
         ("GET", "/services", status.get_all),
         ("POST", "/services/wait", status.wait),
         ("GET", "/services/{namespace}/{name}", status.get_one),
+    )
+
+
+def _policy_routes(status: PolicyStatus) -> tuple[tuple[str, str, Handler], ...]:
+    return (
+        ("GET", "/policies", status.get),
+        ("POST", "/policies/wait", status.wait),
+        ("GET", "/policies/flows", status.flows),
     )
 
 

@@ -165,6 +165,7 @@ async def _agent(context: Context) -> int:
             kubelet,
             spec.network_config(),
             spec.service_config(),
+            spec.policy_config(),
             spawner=ForkSpawner(paths.control_socket),
             runtime=await OciRuntime.probe(kubelet.node_dir / "oci", paths.images),
             outside=paths.node_pins / OUTSIDE,

@@ -77,6 +77,18 @@ class FlowRecord(msgspec.Struct, omit_defaults=True, rename="camel"):
     last_seen: float = 0.0
 
 
+class NodeFlows(msgspec.Struct, frozen=True, rename="camel"):
+    """One node's flow log: `lost` packets never came, `forgotten` records had to make room,
+    `disagreed` verdicts of the kernel the evaluator contradicts."""
+
+    node: str
+    since: float
+    records: tuple[FlowRecord, ...] = ()
+    lost: int = 0
+    forgotten: int = 0
+    disagreed: int = 0
+
+
 class FlowLog:
     """One node's. A record is judged anew when it is seen after `know` told of another state of
     the world."""

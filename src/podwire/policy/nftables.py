@@ -60,6 +60,10 @@ MAX_CLASS: Final = (1 << 32 - CLASS_SHIFT) - 1
 MAX_GROUP: Final = (1 << CLASS_SHIFT) - 1
 _CLASS_MASK: Final = f"0x{MAX_CLASS << CLASS_SHIFT:08x}"
 
+POLICY_LOG: Final = 20567
+NAMES_LOG: Final = 20568
+"""The nflog groups packets that open connections, and DNS answers, are told to."""
+
 Number: TypeAlias = int
 
 

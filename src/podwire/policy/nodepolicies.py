@@ -13,6 +13,7 @@ its pods, which change one after another.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Final, TypeAlias
@@ -200,6 +201,21 @@ class NodePolicies:
 
     def outcomes(self) -> dict[Number, Outcome]:
         return self._table.outcomes()
+
+    def passed(self, prefix: str) -> bool | None:
+        """Whether a logged packet went on; None where the prefix is not ours, or of an outcome
+        that is gone."""
+        found = nf.parse_log_prefix(prefix)
+        outcome = self._table.outcome(found[1]) if found else None
+        return outcome.allowed if outcome else None
+
+    def subjects(self) -> Counter[PolicyRef]:
+        """How many pods of this node each policy selects."""
+        return Counter(
+            policy.ref
+            for subject in self._subjects.values()
+            for _, policy in self.selecting(subject.view)
+        )
 
     def logs(self, outcome: Outcome) -> bool:
         logging = self._logging

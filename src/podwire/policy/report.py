@@ -42,9 +42,10 @@ class PolicyReport(View):
 class NodePolicyReport(View):
     """Everything of one node. Every change up to `revision` it was told of is in the kernel.
 
-    `cut` connections were ended because a change denied them; `unknown` packets came from behind a
-    pod's interface with an address no admitted pod has. Latencies run from the watch event to the
-    kernel's answer, denials to the last connection cut.
+    `cut` connections were ended because a change denied them; `dropped` are packets no policy
+    speaks of, by reason (`unknown-source`: from behind a pod's interface with an address no
+    admitted pod has). Latencies run from the watch event to the kernel's answer, denials to the
+    last connection cut.
     """
 
     node: str
@@ -53,7 +54,7 @@ class NodePolicyReport(View):
     revision: int = 0
     pending: int = 0
     cut: int = 0
-    unknown: int = 0
+    dropped: dict[str, int] = {}
     mended: int = 0
     allow_p99_s: float = 0.0
     deny_p99_s: float = 0.0

@@ -43,7 +43,11 @@ class PodSandbox:
             live.host.starving.pop(live.wake, None)
         if not live.view.sandbox_ready:
             write_host_files(live.host, live.pod, live.sandbox)
-            await live.host.policy_ready(live.pod, live.sandbox.ips)
+            try:
+                await live.host.policy_ready(live.pod, live.sandbox.ips)
+            except KernelError as error:
+                self._refused(error)
+                return False
             live.see(sandbox_ready=True, sandbox_message="", pod_ips=live.sandbox.ips)
         return True
 

@@ -47,6 +47,10 @@ class Progress(Generic[K]):
         """The kernel keeps a former state of it."""
         self.refused[owner] = reason
 
+    def behind(self, owner: K) -> bool:
+        """Whether a change of this one is outstanding."""
+        return owner in self._outstanding
+
     @property
     def pending(self) -> int:
         """Those with outstanding changes, the refused ones included."""

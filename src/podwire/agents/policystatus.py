@@ -1,0 +1,160 @@
+"""What this node tells about its policies: `/policies`, `/metrics`, and its Node's condition.
+
+GET  /policies         NodePolicyReport
+POST /policies/wait    WaitRequest -> WaitResponse, as soon as all are in force
+GET  /policies/flows   NodeFlows: connections that were opened or denied, with what was lost
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Mapping
+
+from aiohttp import web
+
+from podwire.agents.policy import PolicyAgent, Standing
+from podwire.agents.progressing import ProgressTeller, answer, answer_wait
+from podwire.client import Api
+from podwire.policy.classes import Outcome
+from podwire.policy.flowlog import NodeFlows
+from podwire.policy.metrics import PolicyNumbers, render_metrics
+from podwire.policy.model import PolicyRef
+from podwire.policy.report import NodePolicyReport, PolicyReport, RuleCount
+from podwire.telemetry.progress import POLICIES
+
+
+class PolicyStatus:
+    """One node's; `run` beside the agent."""
+
+    def __init__(self, api: Api, node_name: str, agent: PolicyAgent) -> None:
+        self._name = node_name
+        self._agent = agent
+        self._teller = ProgressTeller(
+            api,
+            node_name,
+            POLICIES,
+            "policies",
+            agent.progress,
+            agent.watchers,
+            lambda: agent.node_count,
+        )
+
+    async def run(self) -> None:
+        """Tell how far this node is until cancelled."""
+        await self._teller.run()
+
+    # --- documents ------------------------------------------------------------------------------
+
+    def report(self, counts: Mapping[Outcome, int], dropped: Mapping[str, int]) -> NodePolicyReport:
+        agent = self._agent
+        subjects = agent.state.subjects()
+        return NodePolicyReport(
+            node=self._name,
+            enforcing=agent.enforcing,
+            synced=agent.synced.is_set(),
+            revision=agent.progress.number,
+            pending=agent.progress.pending,
+            cut=agent.cutter.cut,
+            dropped=dict(dropped),
+            mended=agent.mended,
+            allow_p99_s=agent.allow_latency.quantile(0.99),
+            deny_p99_s=agent.deny_latency.quantile(0.99),
+            policies=tuple(
+                self._describe(ref, standing, subjects.get(ref, 0), counts)
+                for ref, standing in sorted(agent.standing.items())
+            ),
+        )
+
+    def _describe(
+        self,
+        ref: PolicyRef,
+        standing: Standing,
+        subjects: int,
+        counts: Mapping[Outcome, int],
+    ) -> PolicyReport:
+        policy = standing.policy
+        error = standing.error or self._agent.progress.refused.get(ref, "")
+        rules: Counter[str] = Counter()
+        denied = 0
+        for outcome, count in counts.items():
+            if outcome.policy == ref:
+                rules[f"spec.{outcome.direction}[{outcome.rule_index}]"] += count
+            elif ref in outcome.isolating:
+                denied += count
+        return PolicyReport(
+            kind=ref.kind,
+            namespace=ref.namespace,
+            name=ref.name,
+            generation=standing.generation,
+            revision=standing.revision,
+            staged=self._agent.is_staged(ref),
+            error=error,
+            subjects=subjects,
+            rules=tuple(
+                RuleCount(path=rule.path, connections=rules[rule.path])
+                for rule in ((*policy.ingress, *policy.egress) if policy is not None else ())
+            ),
+            denied=denied,
+        )
+
+    def missing(self, revisions: Mapping[str, int]) -> dict[str, str]:
+        """Which of these policies (`KIND namespace/name`) are not in force so far, and what is."""
+        agent = self._agent
+        known = {str(ref): (ref, standing) for ref, standing in agent.standing.items()}
+        found = {}
+        for text, revision in revisions.items():
+            ref, standing = known.get(text, (None, None))
+            if ref is None or standing is None or not agent.synced.is_set():
+                found[text] = "not in force"
+            elif error := standing.error or agent.progress.refused.get(ref, ""):
+                found[text] = error
+            elif agent.progress.behind(ref):
+                found[text] = "a change is on its way"
+            elif standing.revision < revision:
+                found[text] = f"in force at {standing.revision}, wanted {revision}"
+        return found
+
+    # --- requests -------------------------------------------------------------------------------
+
+    async def get(self, _request: web.Request) -> web.Response:
+        counts, dropped = await asyncio.to_thread(self._agent.kernel.counts)
+        return answer(self.report(counts, dropped))
+
+    async def wait(self, request: web.Request) -> web.Response:
+        return await answer_wait(request, self._agent.watchers, self.missing)
+
+    async def flows(self, _request: web.Request) -> web.Response:
+        notes = self._agent.notes
+        return answer(
+            NodeFlows(
+                node=self._name,
+                since=notes.since,
+                records=tuple(notes.log.records()),
+                lost=notes.lost,
+                forgotten=notes.log.forgotten,
+                disagreed=notes.log.disagreed,
+            )
+        )
+
+    async def metrics(self, _query: Mapping[str, str]) -> str:
+        """The part of the page that is about policies."""
+        agent = self._agent
+        if not agent.enforcing:
+            return ""
+        counts, dropped = await asyncio.to_thread(agent.kernel.counts)
+        return render_metrics(
+            PolicyNumbers(
+                counts=counts,
+                dropped=dropped,
+                cut=agent.cutter.cut,
+                lost=agent.notes.lost,
+                forgotten=agent.notes.log.forgotten,
+                disagreed=agent.notes.log.disagreed,
+                mended=agent.mended,
+                refused=len(agent.progress.refused),
+                revision=agent.progress.number,
+                allow=agent.allow_latency,
+                deny=agent.deny_latency,
+            )
+        )
