@@ -13,7 +13,7 @@ import logging
 import socket
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import Final
+from typing import Final, Protocol
 
 from podwire.errors import KernelError
 from podwire.kernel.conntrack import Conntrack
@@ -108,19 +108,23 @@ class FlowCutter:
                 self.cut += conntrack.delete_many(denied)
 
 
+class Judges(Protocol):
+    """Who knows what policies say now."""
+
+    def verdicts(self) -> Verdicts: ...
+
+    def staged_verdicts(self) -> Verdicts | None: ...
+
+
 class FlowNotes:
     """The node's flow log. `passed` reads from a log prefix whether the packet went on: None for
     what is not ours."""
 
     def __init__(
-        self,
-        node: str,
-        group: int,
-        verdicts: Callable[[bool], Verdicts | None],
-        passed: Callable[[str], bool | None],
+        self, node: str, group: int, judges: Judges, passed: Callable[[str], bool | None]
     ) -> None:
         self._group = group
-        self._verdicts = verdicts
+        self._judges = judges
         self._passed = passed
         self._reader: NfLog | None = None
         self._stale = True
@@ -147,9 +151,7 @@ class FlowNotes:
             _LOG.warning("policies: flow log: %s", error)
             return
         if packets and self._stale:
-            enforced = self._verdicts(False)
-            assert enforced is not None
-            self.log.know(enforced, self._verdicts(True))
+            self.log.know(self._judges.verdicts(), self._judges.staged_verdicts())
             self._stale = False
         now = time.time()
         for packet in packets:

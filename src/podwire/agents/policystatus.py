@@ -13,7 +13,8 @@ from collections.abc import Mapping
 
 from aiohttp import web
 
-from podwire.agents.policy import PolicyAgent, Standing
+from podwire.agents.policy import PolicyAgent
+from podwire.agents.policysources import Standing
 from podwire.agents.progressing import ProgressTeller, answer, answer_wait
 from podwire.client import Api
 from podwire.policy.classes import Outcome
@@ -35,9 +36,9 @@ class PolicyStatus:
             node_name,
             POLICIES,
             "policies",
-            agent.progress,
+            agent.sources.progress,
             agent.watchers,
-            lambda: agent.node_count,
+            lambda: agent.sources.node_count,
         )
 
     async def run(self) -> None:
@@ -53,8 +54,8 @@ class PolicyStatus:
             node=self._name,
             enforcing=agent.enforcing,
             synced=agent.synced.is_set(),
-            revision=agent.progress.number,
-            pending=agent.progress.pending,
+            revision=agent.sources.progress.number,
+            pending=agent.sources.progress.pending,
             cut=agent.cutter.cut,
             dropped=dict(dropped),
             mended=agent.mended,
@@ -62,7 +63,7 @@ class PolicyStatus:
             deny_p99_s=agent.deny_latency.quantile(0.99),
             policies=tuple(
                 self._describe(ref, standing, subjects.get(ref, 0), counts)
-                for ref, standing in sorted(agent.standing.items())
+                for ref, standing in sorted(agent.sources.standing.items())
             ),
         )
 
@@ -74,7 +75,7 @@ class PolicyStatus:
         counts: Mapping[Outcome, int],
     ) -> PolicyReport:
         policy = standing.policy
-        error = standing.error or self._agent.progress.refused.get(ref, "")
+        error = standing.error or self._agent.sources.progress.refused.get(ref, "")
         rules: Counter[str] = Counter()
         denied = 0
         for outcome, count in counts.items():
@@ -88,7 +89,7 @@ class PolicyStatus:
             name=ref.name,
             generation=standing.generation,
             revision=standing.revision,
-            staged=self._agent.is_staged(ref),
+            staged=self._agent.sources.is_staged(ref),
             error=error,
             subjects=subjects,
             rules=tuple(
@@ -101,15 +102,15 @@ class PolicyStatus:
     def missing(self, revisions: Mapping[str, int]) -> dict[str, str]:
         """Which of these policies (`KIND namespace/name`) are not in force so far, and what is."""
         agent = self._agent
-        known = {str(ref): (ref, standing) for ref, standing in agent.standing.items()}
+        known = {str(ref): (ref, standing) for ref, standing in agent.sources.standing.items()}
         found = {}
         for text, revision in revisions.items():
             ref, standing = known.get(text, (None, None))
             if ref is None or standing is None or not agent.synced.is_set():
                 found[text] = "not in force"
-            elif error := standing.error or agent.progress.refused.get(ref, ""):
+            elif error := standing.error or agent.sources.progress.refused.get(ref, ""):
                 found[text] = error
-            elif agent.progress.behind(ref):
+            elif agent.sources.progress.behind(ref):
                 found[text] = "a change is on its way"
             elif standing.revision < revision:
                 found[text] = f"in force at {standing.revision}, wanted {revision}"
@@ -152,8 +153,8 @@ class PolicyStatus:
                 forgotten=agent.notes.log.forgotten,
                 disagreed=agent.notes.log.disagreed,
                 mended=agent.mended,
-                refused=len(agent.progress.refused),
-                revision=agent.progress.number,
+                refused=len(agent.sources.progress.refused),
+                revision=agent.sources.progress.number,
                 allow=agent.allow_latency,
                 deny=agent.deny_latency,
             )

@@ -1,0 +1,306 @@
+"""What the API says of policies and of whom they speak, fed to the compiler change by change.
+
+NetworkPolicies, ClusterNetworkPolicies and their ancestors   followed always
+Pods of all nodes, Namespaces, Nodes                          followed from the first policy on
+  -> NodePolicies, LiveWorld, NameWatch -> `changed`
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from ipaddress import ip_address
+from typing import Any, Final
+
+from podwire.agents.policynames import NameWatch
+from podwire.client import Api, Change, EventRecorder, Informer
+from podwire.errors import KernelError, PolicyError
+from podwire.objects import kinds
+from podwire.objects.core import Namespace, Node, Pod
+from podwire.objects.meta import Key, Kind, Object
+from podwire.objects.policy import ClusterPolicy, NetworkPolicy, PeerPod
+from podwire.policy.model import STAGE_ANNOTATION, DomainPeer, Policy, PolicyRef
+from podwire.policy.nftables import NAMES_LOG
+from podwire.policy.nodepolicies import NodePolicies
+from podwire.policy.parse import parse_network_policy
+from podwire.policy.parse_cluster import parse_cluster_policy
+from podwire.policy.verdicts import Verdicts
+from podwire.policy.world import (
+    LiveWorld,
+    NodeView,
+    PodView,
+    view_namespace,
+    view_node,
+    view_pod,
+)
+from podwire.telemetry.progress import Progress
+
+_LOG = logging.getLogger(__name__)
+# Cluster DNS: whose answers say what a domain name means.
+_DNS_NAMESPACE: Final = "kube-system"
+_DNS_LABELS: Final = ("k8s-app", "kube-dns")
+KINDS: Final[tuple[Kind[Any], ...]] = (
+    kinds.NETWORK_POLICY,
+    kinds.CLUSTER_NETWORK_POLICY,
+    kinds.ADMIN_NETWORK_POLICY,
+    kinds.BASELINE_ADMIN_NETWORK_POLICY,
+)
+
+
+@dataclass
+class Standing:
+    """What this node has of one policy: `policy` is its newest meaning, `error` says why the
+    newest object has none. `revision` is the object's resourceVersion."""
+
+    generation: int
+    revision: int
+    policy: Policy | None = None
+    error: str = ""
+
+
+class PolicySources:
+    """`touched` are policies that changed since somebody took them; `changed` is called after
+    every change of anything."""
+
+    def __init__(
+        self,
+        api: Api,
+        node_name: str,
+        nodes: Informer[Node],
+        state: NodePolicies,
+        changed: Callable[[], None],
+    ) -> None:
+        self._name = node_name
+        self._nodes = nodes
+        self._state = state
+        self._changed = changed
+        self._informers: dict[str, Informer[Any]] = {
+            # A cluster may lack the definitions of the policy group.
+            kind.kind: Informer(api, kind, optional=kind is not kinds.NETWORK_POLICY)
+            for kind in KINDS
+        }
+        self._pods: Informer[PeerPod] = Informer(api, kinds.PEER_POD)
+        self._namespaces: Informer[Namespace] = Informer(api, kinds.NAMESPACE)
+        self._events = EventRecorder(api, "podwire-agent", node_name)
+        self._telling: set[asyncio.Task[None]] = set()
+        self._world = LiveWorld()
+        self._staged_namespaces: set[str] = set()
+        self._admitted: dict[Key, tuple[str, PodView]] = {}
+        self.names = NameWatch(NAMES_LOG, self._is_dns, self._names_changed)
+        self.standing: dict[PolicyRef, Standing] = {}
+        self.progress: Progress[PolicyRef] = Progress()
+        self.touched: set[PolicyRef] = set()
+
+    # --- run ------------------------------------------------------------------------------------
+
+    @property
+    def any_policy(self) -> bool:
+        return any(informer.objects for informer in self._informers.values())
+
+    @property
+    def node_count(self) -> int:
+        return len(self._nodes.objects)
+
+    async def follow_policies(self, group: asyncio.TaskGroup) -> None:
+        """Return when those that are there are known."""
+        for informer in self._informers.values():
+            group.create_task(informer.run())
+        for informer in self._informers.values():
+            await informer.synced.wait()
+        for kind, informer in self._informers.items():
+            informer.on_change(partial(self._policy_changed, kind))
+
+    async def follow_peers(self, group: asyncio.TaskGroup) -> None:
+        """Return when everybody that policies may speak of is known."""
+        group.create_task(self._pods.run())
+        group.create_task(self._namespaces.run())
+        for informer in (self._pods, self._namespaces, self._nodes):
+            await informer.synced.wait()
+        self._namespaces.on_change(self._namespace_changed)
+        self._nodes.on_change(self._node_changed)
+        self._pods.on_change(self._pod_changed)
+        for _uid, view in self._admitted.values():
+            self._set_pod(view)
+
+    def close(self) -> None:
+        self.names.close()
+
+    # --- a pod of this node -----------------------------------------------------------------------
+
+    def admit(self, pod: Pod, view: PodView) -> None:
+        """The pod has its addresses from now on, whatever its status says yet."""
+        self._admitted[pod.key] = pod.metadata.uid, view
+
+    def place(self, view: PodView) -> None:
+        """An admitted pod is to be judged as what it is before the watch tells of its addresses."""
+        self._set_pod(view)
+        self._changed()
+
+    def _set_pod(self, view: PodView) -> None:
+        self._world.set_pod(view)
+        self._state.set_pod(view)
+
+    # --- policies -------------------------------------------------------------------------------
+
+    def _policy_changed(self, kind: str, change: Change[Any]) -> None:
+        obj = change.new or change.old
+        assert obj is not None
+        ref = PolicyRef(kind, obj.metadata.namespace, obj.metadata.name)
+        self.progress.told(ref, _revision(obj))
+        self.touched.add(ref)
+        if change.new is None:
+            self.standing.pop(ref, None)
+            self._state.remove_policy(ref)
+        else:
+            self._read_policy(ref, change.new)
+        self._changed()
+
+    def _read_policy(self, ref: PolicyRef, obj: Object) -> None:
+        """One that means nothing as it is written keeps its former meaning, and says so."""
+        standing = Standing(obj.metadata.generation, _revision(obj))
+        former = self.standing.get(ref)
+        self.standing[ref] = standing
+        try:
+            standing.policy = _parse(ref, obj)
+        except PolicyError as error:
+            standing.policy, standing.error = former.policy if former else None, str(error)
+            self._tell(ref, obj, "InvalidPolicy", str(error))
+        self._set_policy(standing)
+
+    def _set_policy(self, standing: Standing) -> None:
+        policy = standing.policy
+        if policy is None:
+            return
+        if policy.ref.namespace in self._staged_namespaces:
+            policy = replace(policy, staged=True)
+        self._state.set_policy(policy)
+
+    def policies(self) -> list[Policy]:
+        """As they stand, staged ones included."""
+        found = [s.policy for s in self.standing.values() if s.policy is not None]
+        staged = self._staged_namespaces
+        return [replace(p, staged=True) if p.ref.namespace in staged else p for p in found]
+
+    def is_staged(self, ref: PolicyRef) -> bool:
+        """By its own annotation or its namespace's."""
+        standing = self.standing.get(ref)
+        policy = standing.policy if standing else None
+        return policy is not None and (policy.staged or ref.namespace in self._staged_namespaces)
+
+    def verdicts(self, *, staged: bool = False) -> Verdicts:
+        """What the policies say of any connection now."""
+        world = self._world.view(self.names.table.names)
+        return Verdicts(world, self.policies(), staged=staged, owners=self._world.owners)
+
+    def staged_verdicts(self) -> Verdicts | None:
+        """What they would say with the staged ones in force; None where there are none."""
+        if any(policy.staged for policy in self.policies()):
+            return self.verdicts(staged=True)
+        return None
+
+    # --- whom they speak of -----------------------------------------------------------------------
+
+    def _pod_changed(self, change: Change[PeerPod]) -> None:
+        view = None
+        if change.new is None:
+            self._admitted.pop(change.key, None)
+        else:
+            view = self._view(change.new)
+        if view is None:
+            self._world.remove_pod(change.key)
+            self._state.remove_pod(change.key)
+        else:
+            self._set_pod(view)
+        self._changed()
+
+    def _view(self, pod: PeerPod) -> PodView | None:
+        """A pod of this node has its addresses from its admission: before its status has them."""
+        uid, admitted = self._admitted.get(pod.key, ("", None))
+        if admitted is not None and uid == pod.metadata.uid:
+            return view_pod(pod, map(str, admitted.ips))
+        return view_pod(pod)
+
+    def _namespace_changed(self, change: Change[Namespace]) -> None:
+        name = change.key.name
+        if change.new is None:
+            self._world.set_namespace(name, None)
+            self._state.remove_namespace(name)
+        else:
+            labels = view_namespace(change.new)[1]
+            self._world.set_namespace(name, labels)
+            self._state.set_namespace(name, labels)
+        staged = change.new is not None and _stages(change.new)
+        if staged != (name in self._staged_namespaces):
+            self._staged_namespaces ^= {name}
+            for ref, standing in self.standing.items():
+                if ref.namespace == name:
+                    self.touched.add(ref)
+                    self._set_policy(standing)
+        self._changed()
+
+    def _node_changed(self, change: Change[Node]) -> None:
+        if change.new is None:
+            self._world.remove_node(change.key.name)
+            self._state.remove_node(change.key.name)
+        else:
+            view = view_node(change.new)
+            self._world.set_node(view)
+            self._state.set_node(view)
+        self._changed()
+
+    def _is_dns(self, address: bytes) -> bool:
+        """A pod of cluster DNS, or this node's own cache."""
+        owner = self._world.owners.get(ip_address(address))
+        if isinstance(owner, PodView):
+            key, value = _DNS_LABELS
+            return owner.key.namespace == _DNS_NAMESPACE and owner.labels.get(key) == value
+        return isinstance(owner, NodeView) and owner.name == self._name
+
+    def _names_changed(self) -> None:
+        self._state.set_names(self.names.table.names)
+        self._changed()
+
+    def want_names(self) -> None:
+        """The domain names policies speak of."""
+        patterns = {
+            peer.name
+            for standing in self.standing.values()
+            if standing.policy is not None
+            for rule in standing.policy.egress
+            for peer in rule.peers or ()
+            if isinstance(peer, DomainPeer)
+        }
+        try:
+            self.names.want(patterns)
+        except KernelError as error:
+            _LOG.error("policies: domainNames have no addresses: %s", error)
+
+    def _tell(self, ref: PolicyRef, obj: Object, reason: str, message: str) -> None:
+        """Only one node tells: all of them find the same problem."""
+        names = sorted(key.name for key in self._nodes.objects)
+        if names[:1] != [self._name]:
+            return
+        kind = next(kind for kind in KINDS if kind.kind == ref.kind)
+        task = asyncio.ensure_future(self._events.record(kind, obj, "Warning", reason, message))
+        self._telling.add(task)
+        task.add_done_callback(self._telling.discard)
+
+
+def _parse(ref: PolicyRef, obj: Object) -> Policy:
+    if isinstance(obj, NetworkPolicy):
+        return parse_network_policy(obj)
+    assert isinstance(obj, ClusterPolicy)
+    return parse_cluster_policy(obj, ref.kind)
+
+
+def _stages(namespace: Namespace) -> bool:
+    """Whether all NetworkPolicies of the namespace are staged."""
+    return namespace.metadata.annotations.get(STAGE_ANNOTATION) == "true"
+
+
+def _revision(obj: Object) -> int:
+    text = obj.metadata.resource_version
+    return int(text) if text.isdigit() else 0
