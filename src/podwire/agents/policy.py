@@ -1,6 +1,6 @@
 """One node's network policies, kept in the kernel as the API says.
 
-    PolicySources (what changed) -> NodePolicies.plan -> PolicyKernel -> denied connections -> news
+    PolicySources (what changed) -> NodePolicies.plan -> PolicyBackend -> denied connections -> news
 
 A pod's first process starts after `admit` returned: then everything that selects it is committed.
 A cluster without any policy costs a node a few quiet watches: pods and namespaces are followed, and
@@ -19,7 +19,7 @@ from typing import Final
 
 from podwire.agents.config import PolicyConfig
 from podwire.agents.policyflows import FlowCutter, FlowNotes
-from podwire.agents.policykernel import PolicyKernel
+from podwire.agents.policykernel import PolicyBackend
 from podwire.agents.policysources import PolicySources
 from podwire.agents.progressing import Watchers
 from podwire.client import Api, Informer
@@ -53,7 +53,7 @@ class PolicyAgent:
         self.config = config
         guarded = (config.guarded,) if config.guarded else ()
         self.state = NodePolicies(node_name, config.families, guarded, Logging(POLICY_LOG))
-        self.kernel = PolicyKernel(self.state)
+        self.kernel = PolicyBackend(self.state)
         self.sources = PolicySources(api, node_name, nodes, self.state, self._changed)
         self.cutter = FlowCutter(node_name, config.families, self.sources.verdicts)
         self.notes = FlowNotes(node_name, POLICY_LOG, self.sources, self.state.passed)
@@ -61,7 +61,6 @@ class PolicyAgent:
         self.allow_latency, self.deny_latency = Histogram(), Histogram()
         self._since = 0.0
         self._wake = asyncio.Event()
-        self._mend = False
         self._refused_s = 0.0
         self._known = asyncio.Event()
         self.synced = asyncio.Event()
@@ -79,7 +78,6 @@ class PolicyAgent:
         found = self.kernel.foreign()
         if found:
             _LOG.warning("policies: changed by others, mending: %.200s", "; ".join(found))
-            self._mend = True
             self._wake.set()
 
     @property
@@ -134,7 +132,7 @@ class PolicyAgent:
         """All of it in one go; what an earlier agent left is in force until then."""
         while True:
             try:
-                self.kernel.open()
+                self.kernel.commit()
                 break
             except KernelError as error:
                 _LOG.error("policies: not in force: %s; trying again", error)
@@ -153,9 +151,7 @@ class PolicyAgent:
             await self._wake.wait()
             self._wake.clear()
             try:
-                if self._mend:
-                    self.kernel.mend()
-                    self._mend = False
+                if not self.kernel.whole:
                     self.mended += 1
                 self._commit()
                 self._refused_s = 0.0
@@ -166,7 +162,6 @@ class PolicyAgent:
         """The former state stays in force; all of it is made anew, and ever rarer."""
         self._refused_s = min(max(self._refused_s * 2, _RETRY_S), _REFUSED_RETRY_MAX_S)
         _LOG.warning("policies: not programmed: %s; again in %.0f s", error, self._refused_s)
-        self._mend = True
         asyncio.get_running_loop().call_later(self._refused_s, self._wake.set)
 
     # --- apply ----------------------------------------------------------------------------------
@@ -185,7 +180,6 @@ class PolicyAgent:
         except KernelError as error:
             self.sources.touched |= batch.policies
             self._since = batch.since
-            self._mend = True
             for ref in batch.policies:
                 self.sources.progress.refuse(ref, str(error))
             self.watchers.moved()

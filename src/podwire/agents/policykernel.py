@@ -1,134 +1,208 @@
-"""Policies in this node's kernel: one table per family, filled by plans.
+"""Policies in the kernel of one node.
 
-    NodePolicies.plan -> steps -> text by nft, elements by netlink
+    NodePolicies ─ plan ─▶ PolicyBackend ─ text (chains), bytes (elements) ─▶ table podwire-policy
 
-Everything but the base chain belongs to a generation. A new agent, or one whose table somebody
-touched, builds the other generation beside and switches in one transaction: no packet is judged by
-half of anything.
+What was applied is remembered; nothing is listed while it works. An agent that starts leaves what a
+former one enforces in force, builds everything anew beside it and switches over in one transaction;
+the same mends what somebody else did to the table, and what a refused transaction left half done.
+The table and its hooked chain are never deleted: packets that wait in a queue of that chain would
+be lost, and for a moment everything would be allowed.
 """
 
 from __future__ import annotations
 
-import re
+import errno
+import logging
 from collections import Counter
-from typing import Final
+from typing import NamedTuple
 
 from podwire.errors import KernelError
 from podwire.kernel import nft
 from podwire.kernel.nfcounters import NfCounters
-from podwire.kernel.nfelements import NfElements
+from podwire.kernel.nfelements import Change, NfElements
 from podwire.kernel.nfmonitor import NfMonitor
+from podwire.kernel.nfnames import NfNames
+from podwire.kernel.nfpack import pack_u32
 from podwire.kernel.nft import Nft
 from podwire.policy import nftables as nf
 from podwire.policy.classes import Outcome
 from podwire.policy.nodepolicies import NodePolicies
 from podwire.policy.plan import Plan, Step, split
 
-_OBJECT: Final = re.compile(r"^\t(chain|set|map|counter) (\S+) \{", re.MULTILINE)
+_LOG = logging.getLogger(__name__)
 
 
-class PolicyKernel:
-    def __init__(self, state: NodePolicies) -> None:
-        self._state = state
+class Counted(NamedTuple):
+    """Connections (their first packets, and what was sent again) and their bytes."""
+
+    packets: int
+    bytes: int
+
+
+class PolicyBackend:
+    """Errors are `KernelError`; what was enforced before still is, and `mend` is due."""
+
+    def __init__(self, policies: NodePolicies) -> None:
+        """In the node's network namespace. The families are those of `policies`."""
+        self._policies = policies
+        self._families = {v: nf.FAMILY_NAMES[v] for v in policies.versions}
         self._nft = Nft()
         self._elements = NfElements()
         self._counters = NfCounters()
+        self._names = NfNames()
         self._monitor = NfMonitor(lambda _family, table: table == nf.TABLE)
         self._monitor.ignore(self._elements.port)
         self._kept: Counter[Outcome] = Counter()
+        self._kept_bytes: Counter[Outcome] = Counter()
+        self._kept_drops: Counter[str] = Counter()
+        self.whole = False
+        """Whether the kernel has all that was planned; else `mend` is due."""
 
-    def open(self) -> None:
-        generations = {}
-        for version in self._state.versions:
-            self._text(nf.render_table(version))
-            generations[version] = self._objects(version)
-        used = {
-            name[0]
-            for objects in generations.values()
-            for kind, name in objects
-            if kind == "chain" and name[1:2] == "-"
-        }
-        fresh = "b" if self._state.generation in used and used != {"b"} else "a"
-        for version, objects in generations.items():
-            stale = [(k, n) for k, n in objects if n.startswith(f"{fresh}-")]
-            base = f"{nf.FAMILY_NAMES[version]} {nf.TABLE}"
-            if stale:
-                self._text(f"flush chain {base} {nf.BASE_CHAIN}\n" + self._removal(version, stale))
-            words = nf.Words(version, fresh)
-            self._text(nf.render_generation(words, self._state.pod_interfaces))
-        self._apply(self._state.rebuild(fresh))
-        for version, objects in generations.items():
-            old = [
-                (k, n) for k, n in objects if n != nf.BASE_CHAIN and not n.startswith(f"{fresh}-")
-            ]
-            words = nf.Words(version, fresh)
-            self._text(nf.render_switch(words) + self._removal(version, old))
+    # --- changes ----------------------------------------------------------------------------------
 
-    def _objects(self, version: int) -> list[tuple[str, str]]:
-        text = self._nft.list_table(nf.FAMILY_NAMES[version], nf.TABLE)
-        return [(m[1], m[2]) for m in _OBJECT.finditer(text)]
-
-    @staticmethod
-    def _removal(version: int, objects: list[tuple[str, str]]) -> str:
-        chains = [n for k, n in objects if k == "chain"]
-        sets = [n for k, n in objects if k in ("set", "map")]
-        counters = [n for k, n in objects if k == "counter"]
-        return nf.render_removal(version, chains, sets, counters)
-
-    def commit(self) -> None:
-        self._apply(self._state.plan())
+    def commit(self) -> Plan:
+        """Apply what changed since the last call; what it was."""
+        if not self.whole:
+            self.mend()
+            return Plan()
+        plan = self._policies.plan()
+        if not plan.empty:
+            self.whole = False
+            self._apply(plan)
+            self.whole = True
+        return plan
 
     def mend(self) -> None:
-        self.open()
+        """Everything anew, beside whatever is there."""
+        self.whole = False
+        for version in self._families:
+            self._text(nf.render_table(version))
+        former = {version: self._active(version) for version in self._families}
+        ours = self._policies.generation
+        letter = next(each for each in nf.GENERATIONS if each not in former.values())
+        for version in self._families:
+            self._remove(version, letter)
+        plan = self._policies.rebuild(letter)
+        for version in self._families:
+            words = nf.Words(version, letter)
+            self._text(nf.render_generation(words, self._policies.pod_interfaces))
+        self._apply(plan)
+        for version in self._families:
+            self._text(nf.render_switch(nf.Words(version, letter)))
+        for version, generation in former.items():
+            # What an earlier agent has counted is under numbers of its own.
+            if generation == ours:
+                self._keep_all(version, generation)
+            self._remove(version, *(each for each in nf.GENERATIONS if each != letter))
+        self.whole = True
 
-    def remove(self) -> None:
-        for version in self._state.versions:
-            try:
-                self._nft.delete_table(nf.FAMILY_NAMES[version], nf.TABLE)
-            except KernelError as error:
-                if error.errno != 2:
-                    raise
+    def _active(self, version: int) -> str | None:
+        """The generation the base chain leads to."""
+        rules = self._names.leads_to(self._families[version], nf.TABLE, nf.BASE_CHAIN)
+        for generation in nf.GENERATIONS:
+            if f"{generation}-{nf.BASE_CHAIN}\0".encode() in rules:
+                return generation
+        return None
+
+    def _remove(self, version: int, *generations: str) -> None:
+        """All objects of generations no base chain leads to."""
+        family = self._families[version]
+        prefixes = tuple(f"{generation}-" for generation in generations)
+        names = self._names.read(family, nf.TABLE)
+        chains, sets, maps, counters = (
+            [name for name in some if name.startswith(prefixes)] for some in names
+        )
+        leading = [name for name in maps if name[2:] in nf.LEADING]
+        self._elements.apply([Change(family, nf.TABLE, name, flush=True) for name in leading])
+        self._text(nf.render_removal(version, chains, sets, maps, counters))
 
     def _apply(self, plan: Plan) -> None:
         for step in plan.steps:
-            self._apply_step(step)
+            self._apply_step(step, plan)
 
-    def _apply_step(self, step: Step) -> None:
+    def _apply_step(self, step: Step, plan: Plan) -> None:
         for text in step.text.values():
             self._text(text)
         for batch in split(step.changes, self._elements.max_batch):
+            for change in batch:
+                if change.delete and change.set.endswith(f"-{nf.OUTCOMES}"):
+                    counted = self._counters.read(
+                        change.family, change.table, change.set, change.delete
+                    )
+                    for number, outcome in plan.outcomes.items():
+                        if found := counted.get(pack_u32(number)):
+                            self._keep(outcome, found.packets, found.bytes)
             self._elements.apply(batch)
 
     def _text(self, text: str) -> None:
         self._nft.apply(text)
         if not nft.in_process():
-            self._monitor.read()
+            self._monitor.read()  # the nft program's changes look like anybody's
 
-    def counts(self) -> tuple[dict[Outcome, int], dict[str, int]]:
-        counts: Counter[Outcome] = Counter(self._kept)
-        dropped: Counter[str] = Counter()
-        generation = self._state.generation
-        with NfElements() as elements, NfCounters() as counters:
-            for version in self._state.versions:
-                family = nf.FAMILY_NAMES[version]
-                found = elements.dump_counters(family, nf.TABLE, f"{generation}-{nf.OUTCOMES}")
-                for key, (packets, _) in found.items():
-                    assert isinstance(key, bytes)
-                    outcome = self._state.outcome(int.from_bytes(key, "little"))
-                    if outcome is not None:
-                        counts[outcome] += packets
-                for name, (packets, _) in counters.named(family, nf.TABLE).items():
-                    dropped[name.partition("-")[2]] += packets
-        return dict(counts), dict(dropped)
+    def remove(self) -> None:
+        """Nothing is to be enforced here any more."""
+        self.whole = False
+        for family in self._families.values():
+            try:
+                self._nft.delete_table(family, nf.TABLE)
+            except KernelError as error:
+                if error.errno != errno.ENOENT:
+                    raise
+
+    # --- what was counted -------------------------------------------------------------------------
+
+    def outcomes(self) -> dict[Outcome, Counted]:
+        """Connections by what became of them, since this agent began. The kernel is asked."""
+        packets, octets = Counter(self._kept), Counter(self._kept_bytes)
+        name = f"{self._policies.generation}-{nf.OUTCOMES}"
+        for family in self._families.values():
+            counted = self._counters.read_all(family, nf.TABLE, name)
+            for number, outcome in self._policies.outcomes().items():
+                if found := counted.get(pack_u32(number)):
+                    packets[outcome] += found.packets
+                    octets[outcome] += found.bytes
+        return {each: Counted(count, octets[each]) for each, count in packets.items()}
+
+    def drops(self) -> dict[str, int]:
+        """Packets dropped though no policy says so, by the names in `nftables.COUNTERS`."""
+        found = Counter(dict.fromkeys(nf.COUNTERS, 0))
+        found.update(self._kept_drops)
+        for family in self._families.values():
+            named = self._counters.named(family, nf.TABLE)
+            for name in nf.COUNTERS:
+                found[name] += named.get(f"{self._policies.generation}-{name}", (0, 0))[0]
+        return dict(found)
+
+    def _keep(self, outcome: Outcome, packets: int, octets: int) -> None:
+        if packets:
+            self._kept[outcome] += packets
+            self._kept_bytes[outcome] += octets
+
+    def _keep_all(self, version: int, generation: str) -> None:
+        """A generation goes that nobody is led to any more."""
+        family = self._families[version]
+        counted = self._counters.read_all(family, nf.TABLE, f"{generation}-{nf.OUTCOMES}")
+        for number, outcome in self._policies.outcomes().items():
+            if found := counted.get(pack_u32(number)):
+                self._keep(outcome, found.packets, found.bytes)
+        named = self._counters.named(family, nf.TABLE)
+        for plain in nf.COUNTERS:
+            self._kept_drops[plain] += named.get(f"{generation}-{plain}", (0, 0))[0]
+
+    # --- others -----------------------------------------------------------------------------------
 
     def fileno(self) -> int:
+        """Readable when somebody else may have touched the table."""
         return self._monitor.fileno()
 
     def foreign(self) -> list[str]:
-        return [str(transaction) for transaction in self._monitor.read()]
+        """What others did to the table since the last call, in words; `mend` is due then."""
+        found = [str(transaction) for transaction in self._monitor.read()]
+        if found:
+            self.whole = False
+        return found
 
     def close(self) -> None:
-        self._monitor.close()
-        self._elements.close()
-        self._counters.close()
-        self._nft.close()
+        """The table stays: what is enforced is, whoever is there to change it."""
+        for each in (self._monitor, self._names, self._counters, self._elements, self._nft):
+            each.close()

@@ -7,7 +7,6 @@ GET  /policies/flows   NodeFlows: connections that were opened or denied, with w
 
 from __future__ import annotations
 
-import asyncio
 from collections import Counter
 from collections.abc import Mapping
 
@@ -67,6 +66,14 @@ class PolicyStatus:
             ),
         )
 
+    def _read(self) -> tuple[dict[Outcome, int], dict[str, int]]:
+        """What the kernel counted, while there is something to count."""
+        kernel = self._agent.kernel
+        if not self._agent.enforcing:
+            return {}, {}
+        counts = {outcome: counted.packets for outcome, counted in kernel.outcomes().items()}
+        return counts, kernel.drops()
+
     def _describe(
         self,
         ref: PolicyRef,
@@ -119,8 +126,7 @@ class PolicyStatus:
     # --- requests -------------------------------------------------------------------------------
 
     async def get(self, _request: web.Request) -> web.Response:
-        counts, dropped = await asyncio.to_thread(self._agent.kernel.counts)
-        return answer(self.report(counts, dropped))
+        return answer(self.report(*self._read()))
 
     async def wait(self, request: web.Request) -> web.Response:
         return await answer_wait(request, self._agent.watchers, self.missing)
@@ -143,7 +149,7 @@ class PolicyStatus:
         agent = self._agent
         if not agent.enforcing:
             return ""
-        counts, dropped = await asyncio.to_thread(agent.kernel.counts)
+        counts, dropped = self._read()
         return render_metrics(
             PolicyNumbers(
                 counts=counts,

@@ -20,7 +20,7 @@ import msgspec
 
 from podwire.client import Api, Endpoint
 from podwire.errors import ApiError, LabError, NotFoundError, UsageError
-from podwire.explain import live, programmed, reach
+from podwire.explain import live, policies, programmed, reach
 from podwire.explain.probes import wire as probes
 from podwire.kernel import features
 from podwire.lab import dnsaddon, kubeconfig, launch, manifests, status, waiting, wire
@@ -198,7 +198,7 @@ class Lab:
         timeout_s: float = _DEFAULT_WAIT_S,
         progress: Callable[[waiting.Readiness], None] = lambda _: None,
     ) -> waiting.Readiness:
-        """Return when nodes and workloads are ready, and every Service programmed everywhere."""
+        """Return when nodes and workloads are ready, Services and policies in every kernel."""
         names = [node.name for node in self.spec.nodes]
 
         async def wait(api: Api) -> waiting.Readiness:
@@ -213,6 +213,15 @@ class Lab:
                     f"not ready after {timeout_s:g} s: {len(missing)} services not programmed; "
                     f"node {where}: {why}"
                 )
+            missing = await policies.wait_policies(
+                api, timeout_s=max(1.0, deadline - time.monotonic()), nodes=names
+            )
+            if missing:
+                where, why = next(iter(missing.items()))
+                raise LabError(
+                    f"not ready after {timeout_s:g} s: {len(missing)} policies not in force; "
+                    f"node {where}: {why}"
+                )
             return found
 
         return self.call(wait)
@@ -224,6 +233,14 @@ class Lab:
         if missing:
             shown = "; ".join(f"node {where}: {why}" for where, why in missing.items())
             raise LabError(f"services not programmed after {timeout_s:g} s: {shown}")
+
+    def wait_policies(self, *names: str, timeout_s: float = 30.0) -> None:
+        """Return when every node has these policies in force (`namespace/name`, or `name` of the
+        cluster's), or all: in the form they have now."""
+        missing = self.call(lambda api: policies.wait_policies(api, names, timeout_s))
+        if missing:
+            shown = "; ".join(f"node {where}: {why}" for where, why in missing.items())
+            raise LabError(f"policies not in force after {timeout_s:g} s: {shown}")
 
     # --- looking ---------------------------------------------------------------------------------
 

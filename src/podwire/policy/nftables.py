@@ -17,7 +17,7 @@ reached in more ways than pods are (ADR 13 met the same). One scratch register c
 `meta priority`, whose value for a packet that is being forwarded the kernel has just set itself.
 
 Everything but the base chain belongs to a *generation*, told by the first letter of the names: a
-new agent builds the other one beside, and one transaction switches. The base chain stays.
+new agent builds another one beside, and one transaction switches. The base chain stays.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ from podwire.policy.model import Direction
 TABLE: Final = hooks.POLICY_TABLE
 BASE_CHAIN: Final = "forward"
 FAMILY_NAMES: Final = {4: "ip", 6: "ip6"}
-GENERATIONS: Final = ("a", "b")
+GENERATIONS: Final = ("a", "b", "c")
+"""One more than there are families: an agent that died on its way may have switched only one."""
 
 LOCAL: Final = "local"
 SELECTED: Final = "selected"
@@ -47,6 +48,9 @@ RANGES: Final = "ranges"
 PROTOCOLS: Final = "protocols"
 RESTS: Final = "rests"
 OUTCOMES: Final = "outcomes"
+
+LEADING: Final = (EGRESS, INGRESS, OUTCOMES)
+"""The maps whose elements lead to chains."""
 
 UNKNOWN_SOURCE: Final = "unknown-source"
 MID_STREAM: Final = "mid-stream"
@@ -271,13 +275,17 @@ def render_switch(words: Words) -> str:
 
 
 def render_removal(
-    version: int, chains: Sequence[str], sets: Sequence[str], counters: Sequence[str]
+    version: int,
+    chains: Iterable[str],
+    sets: Iterable[str],
+    maps: Iterable[str],
+    counters: Iterable[str],
 ) -> str:
-    """Delete these objects, full names; in an order in which none is in use any more."""
+    """Delete these objects, by their full names. Elements that lead to one of the chains must be
+    gone."""
     table = f"{FAMILY_NAMES[version]} {TABLE}"
+    chains = list(chains)
     lines = [f"flush chain {table} {name}" for name in chains]
-    lines += [f"flush set {table} {name}" for name in sets]
-    lines += [f"delete chain {table} {name}" for name in chains]
-    lines += [f"delete set {table} {name}" for name in sets]
-    lines += [f"delete counter {table} {name}" for name in counters]
+    for noun, names in (("set", sets), ("map", maps), ("chain", chains), ("counter", counters)):
+        lines += [f"delete {noun} {table} {name}" for name in names]
     return "\n".join(lines) + "\n" if lines else ""

@@ -171,9 +171,9 @@ class Tables:
             ("add", "map"): self._add_set,
             ("add", "counter"): lambda table, name, _: table.counters.add(name),
             ("flush", "chain"): lambda table, name, _: table.chains[name].clear(),
-            ("flush", "set"): lambda table, name, _: table.sets[name].elements.clear(),
             ("delete", "chain"): self._delete_chain,
             ("delete", "set"): self._delete_set,
+            ("delete", "map"): self._delete_set,
             ("delete", "counter"): lambda table, name, _: table.counters.remove(name),
         }
 
