@@ -29,6 +29,7 @@ from podwire.lab.paths import LabPaths
 from podwire.lab.spec import LabSpec
 from podwire.objects import kinds
 from podwire.objects.core import Pod
+from podwire.objects.documents import Document, load, parse
 from podwire.objects.meta import Key
 from podwire.runtime.containers import Image
 from podwire.runtime.oci.store import ImageStore
@@ -169,17 +170,17 @@ class Lab:
         wait_s: float | None = _DEFAULT_WAIT_S,
     ) -> list[manifests.Applied]:
         """Apply files and folders; with `wait_s`, return only when everything is Ready."""
-        return self.apply_documents(manifests.load(paths), namespace=namespace, wait_s=wait_s)
+        return self.apply_documents(load(paths), namespace=namespace, wait_s=wait_s)
 
     def apply_text(
         self, text: str, *, namespace: str = "default", wait_s: float | None = _DEFAULT_WAIT_S
     ) -> list[manifests.Applied]:
-        documents = list(manifests.parse(text, "<text>"))
+        documents = list(parse(text, "<text>"))
         return self.apply_documents(documents, namespace=namespace, wait_s=wait_s)
 
     def apply_documents(
         self,
-        documents: Sequence[manifests.Document],
+        documents: Sequence[Document],
         *,
         namespace: str = "default",
         wait_s: float | None = _DEFAULT_WAIT_S,
@@ -190,7 +191,7 @@ class Lab:
         return applied
 
     def delete(self, *paths: str | Path, namespace: str = "default") -> list[manifests.Applied]:
-        documents = manifests.load(paths)
+        documents = load(paths)
         return self.call(lambda api: manifests.Applier(api, namespace).delete(documents))
 
     def wait_ready(

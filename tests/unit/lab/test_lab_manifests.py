@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from podwire.errors import UsageError
-from podwire.lab.manifests import Document, load, parse, refuse_duplicates, three_way_patch
+from podwire.lab.manifests import three_way_patch
+from podwire.objects.documents import Document, load, parse, refuse_duplicates
 
 POD = "apiVersion: v1\nkind: Pod\nmetadata: {name: web}\n"
 
