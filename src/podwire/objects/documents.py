@@ -82,11 +82,13 @@ def load(
 ) -> list[Document]:
     """Every object in the files, folders (recursively) and `-` (standard input), in order.
 
-    YAML that is no Kubernetes object is told to `stray` where given, else refused; text that is no
-    YAML is refused always. Raises `UsageError`.
+    An object that is there twice is refused. So is YAML that is no Kubernetes object, unless there
+    is `stray`: it is told then, and refusing duplicates is left to who knows which objects count.
+    Text that is no YAML is refused always. Raises `UsageError`.
     """
     documents = [d for path in paths for d in _load_path(str(path), marks, stray)]
-    refuse_duplicates(documents)
+    if stray is None:
+        refuse_duplicates(documents)
     return documents
 
 
@@ -99,8 +101,9 @@ def refuse_duplicates(documents: Iterable[Document], namespace: str = "default")
         scope = document.namespace or namespace
         identity = (document.group, document.kind, scope, document.name)
         if identity in seen:
+            written = f"{document.namespace}/" if document.namespace else ""
             raise UsageError(
-                f"{document.origin}: {document.kind} {scope}/{document.name}: "
+                f"{document.origin}: {document.kind} {written}{document.name}: "
                 f"is already in {seen[identity]}; keep one of them"
             )
         seen[identity] = document.origin
