@@ -29,11 +29,12 @@ KINDS: Final = frozenset({"Ingress", "Route"}) | ROUTES
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """`port` is the Service's, by number or name; None means all of its ports."""
+    """`port` is the Service's, by number or name; None means all of its ports of `protocol`."""
 
     source: str
     service: Key
     port: int | str | None = None
+    protocol: str = "TCP"
     origin: str = ""
 
 
@@ -43,8 +44,9 @@ def read_entries(document: Document, namespace: str = "default") -> list[Entry]:
     spec = without_nulls(document.obj.get("spec") or {})
     reader = {"Ingress": _ingress, "Route": _route}.get(document.kind, _gateway_route)
     source = f"{document.kind} {own}/{document.name}"
+    protocol = "UDP" if document.kind == "UDPRoute" else "TCP"
     return [
-        Entry(source, Key(other or own, name), port, document.origin)
+        Entry(source, Key(other or own, name), port, protocol, document.origin)
         for other, name, port in reader(spec)
         if name
     ]
@@ -98,7 +100,7 @@ def promised(
             continue
         for talker in talkers:
             if selected_by(service, talker.view):
-                ports = target_ports(service, entry.port, talker.view)
+                ports = target_ports(service, entry, talker.view)
                 found.setdefault(talker.view.key, set()).update(ports)
     return found
 
@@ -113,10 +115,12 @@ def selected_by(service: Service, pod: PodView) -> bool:
     )
 
 
-def target_ports(service: Service, wanted: int | str | None, pod: PodView) -> Iterator[PortRange]:
+def target_ports(service: Service, entry: Entry, pod: PodView) -> Iterator[PortRange]:
     """What the pod's ports are behind the Service's port, which has a number or a name."""
     for port in service.spec.ports:
-        if wanted not in (None, "", port.name, port.port, port.target_port):
+        if entry.port not in (None, "", port.name, port.port, port.target_port):
+            continue
+        if port.protocol != entry.protocol:
             continue
         target = port.target_port or port.port
         protocol = PROTOCOLS.get(port.protocol, 0)

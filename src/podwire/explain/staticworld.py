@@ -45,7 +45,7 @@ _GROUPS: Final[Mapping[str, frozenset[str]]] = {
     "gateway.networking.k8s.io": entry_rules.ROUTES,
     _POLICY_GROUP: CLUSTER_POLICIES,
 }
-_SHOWN: Final = 10
+_SHOWN: Final = 3
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,9 @@ class Origins:
         return f"{rule} ({place})" if place else str(rule)
 
 
+NOWHERE: Final = Origins()
+
+
 @dataclass(frozen=True)
 class StaticWorld:
     world: World
@@ -72,7 +75,7 @@ class StaticWorld:
     policies: tuple[Policy, ...] = ()
     services: Mapping[Key, Service] = field(default_factory=dict)
     entries: tuple[Entry, ...] = ()
-    origins: Origins = Origins()
+    origins: Origins = NOWHERE
     warnings: tuple[str, ...] = ()
 
     @property
@@ -211,10 +214,10 @@ class _Reader:
     def _skips(self) -> Iterable[str]:
         for kind, places in self.skipped.items():
             yield from (
-                f"{place}: skipped, says nothing about connections" for place in places[:_SHOWN]
+                f"{place}: skipped, no connections are read from this kind" for place in places[:_SHOWN]
             )
             if len(places) > _SHOWN:
-                yield f"{len(places) - _SHOWN} more objects of kind {kind} were skipped"
+                yield f"{len(places) - _SHOWN} more objects of kind {kind} are skipped"
 
 
 _READERS: Final[Mapping[str, Callable[[_Reader, Document], None]]] = {

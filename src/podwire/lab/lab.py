@@ -20,7 +20,7 @@ import msgspec
 
 from podwire.client import Api, Endpoint
 from podwire.errors import ApiError, LabError, NotFoundError, UsageError
-from podwire.explain import live, programmed, reach
+from podwire.explain import live, programmed, reach, staticlive
 from podwire.explain.probes import wire as probes
 from podwire.kernel import features
 from podwire.lab import dnsaddon, kubeconfig, launch, manifests, status, waiting, wire
@@ -31,6 +31,7 @@ from podwire.objects import kinds
 from podwire.objects.core import Pod
 from podwire.objects.documents import Document, load, parse
 from podwire.objects.meta import Key
+from podwire.policy.evaluate import DEFAULT, Semantics
 from podwire.runtime.containers import Image
 from podwire.runtime.oci.store import ImageStore
 
@@ -250,6 +251,15 @@ class Lab:
             raise NotFoundError(f'pods "{name}" not found in namespace {namespace}')
         candidates.sort(key=lambda pod: (pod.metadata.name != name, not pod.ready))
         return LabPod(self, candidates[0])
+
+    def reach_static(
+        self,
+        options: reach.ReachOptions = reach.EVERYTHING,
+        semantics: Semantics = DEFAULT,
+        version: int = 4,
+    ) -> tuple[reach.Reachability, tuple[str, ...]]:
+        """The same matrix computed from the policies there are, and what could not be read."""
+        return self.call(lambda api: staticlive.reach_computed(api, options, semantics, version))
 
     def reach(self, options: reach.ReachOptions = reach.EVERYTHING) -> reach.Reachability:
         """The live matrix of who reaches whom, by real packets."""

@@ -22,6 +22,8 @@ from podwire.objects.meta import JsonObject
 
 SUFFIXES: Final = (".yaml", ".yml", ".json")
 _STEP: Final = re.compile(r"([^.\[\]]+)|\[(\d+)\]")
+# `cat a.yaml b.yaml` where `a` does not end its last line and `b` begins with a marker.
+_GLUED: Final = re.compile(r"^(.*[^\s-])---[ \t]*\n[ \t]*(?:#.*)?$", re.MULTILINE)
 Problem = Callable[[str], None]
 
 
@@ -141,7 +143,7 @@ def parse(
     """The objects of one YAML or JSON text; a `List` is taken apart."""
     reader = _Reader(origin, marks, stray)
     try:
-        loader = yaml.CSafeLoader(text)
+        loader = yaml.CSafeLoader(_unglued(text))
         while loader.check_node():
             node = loader.get_node()
             if node is not None:
@@ -151,6 +153,19 @@ def parse(
         where = f"{origin}:{mark.line + 1}" if mark else origin
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]
         raise UsageError(f"{where}: not YAML: {problem}") from error
+
+
+def _unglued(text: str) -> str:
+    """Markers that concatenating files left at the end of a line, on a line of their own; lines
+    keep their numbers. Text that is YAML as it stands is left alone."""
+    if not _GLUED.search(text):
+        return text
+    try:
+        for _ in yaml.parse(text, yaml.CSafeLoader):
+            pass
+    except yaml.YAMLError:
+        return _GLUED.sub(r"\1\n---", text)
+    return text
 
 
 @dataclass(frozen=True)

@@ -3,9 +3,9 @@
     ns/web[Deployment] => ns/api[Deployment] : TCP 8080
     0.0.0.0-255.255.255.255[External] => ns/web[Deployment] : All Connections
 
-That is np-guard's text, line for line: workloads for their pods, the outside as ranges of addresses,
-ports 1 to 65535 of SCTP, TCP and UDP, nothing of a workload with itself. Where the pods of a
-workload are not treated alike, the pods themselves are named: the difference is the news.
+That is np-guard's text, line for line: workloads for their pods, the outside as ranges of
+addresses, ports 1 to 65535 of SCTP, TCP and UDP, nothing of a workload with itself. Where the pods
+of a workload are not treated alike, the pods themselves are named: the difference is the news.
 """
 
 from __future__ import annotations

@@ -85,6 +85,7 @@ class Reach:
         version: int = 4,
     ) -> None:
         self.world = world
+        self.semantics = semantics
         self.version = version
         self._meaning = _Meaning(world, policies, semantics, version)
         self.pods: tuple[PodView, ...] = tuple(

@@ -65,3 +65,14 @@ def test_what_is_no_object_is_told_and_skipped() -> None:
 def test_what_is_no_yaml_is_refused_all_the_same() -> None:
     with pytest.raises(UsageError, match="f:1: not YAML"):
         list(parse("a: b: c", "f", stray=lambda _: None))
+
+
+def test_a_marker_that_concatenation_glued_to_a_line_is_seen() -> None:
+    """As in `cat a.yaml b.yaml`; what is YAML already keeps its dashes."""
+    glued = (
+        "apiVersion: v1\nkind: Pod\nmetadata: {name: a}\nspec:\n  x:\n  - {}---\n# next\n" + POLICY
+    )
+    found = list(parse(glued, "f", marks=True))
+    assert [(d.name, d.line_of("spec")) for d in found] == [("a", "f:4"), ("web", "f:11")]
+    text = "apiVersion: v1\nkind: Pod\nmetadata: {name: a}\nspec: |\n  x---\n  # y\n"
+    assert [d.obj["spec"] for d in parse(text, "f")] == ["x---\n# y\n"]
