@@ -213,9 +213,8 @@ class _Reader:
 
     def _skips(self) -> Iterable[str]:
         for kind, places in self.skipped.items():
-            yield from (
-                f"{place}: skipped, no connections are read from this kind" for place in places[:_SHOWN]
-            )
+            for place in places[:_SHOWN]:
+                yield f"{place}: skipped, no connections are read from this kind"
             if len(places) > _SHOWN:
                 yield f"{len(places) - _SHOWN} more objects of kind {kind} are skipped"
 

@@ -132,18 +132,17 @@ class Reach:
         return self.ports(self.group_of[source], self.group_of[destination])
 
     def _row(self, source: int) -> dict[Intervals, Bits]:
-        key = self._keys[source]
-        incoming: dict[Intervals, Bits] = {}
-        for view, bits in self._ingress_members.items():
-            found = view.allowed(key.seen)
+        incoming = dict(self._usual_incoming)
+        for usual, found, bits in self._unusual_incoming[source]:
+            incoming[usual] &= ~bits
             incoming[found] = incoming.get(found, 0) | bits
         row: dict[Intervals, Bits] = {}
-        for out, reached in self._reached(self._egress[source]).items():
+        for out, reached in self._parts(self._egress[source]).items():
             for into, bits in incoming.items():
                 if both := reached & bits:
                     common = intervals.intersect(out, into)
                     row[common] = row.get(common, 0) | both
-        return self._with_own_node(key, row)
+        return self._with_own_node(self._keys[source], row)
 
     def _with_own_node(self, key: _GroupKey, row: dict[Intervals, Bits]) -> dict[Intervals, Bits]:
         near = self._same_node.get((key.node, not key.is_node), 0) if key.node else 0
@@ -185,20 +184,67 @@ class Reach:
         return found
 
     @cached_property
-    def _by_seen(self) -> dict[Seen, Bits]:
-        found: dict[Seen, Bits] = {}
-        for number, key in enumerate(self._keys):
-            found[key.seen] = found.get(key.seen, 0) | 1 << number
+    def _usual_incoming(self) -> dict[Intervals, Bits]:
+        """What most sources may open, by the groups they may open it to."""
+        found: dict[Intervals, Bits] = {}
+        for view, bits in self._ingress_members.items():
+            usual = _usual(self._parts(view))
+            found[usual] = found.get(usual, 0) | bits
         return found
 
-    def _reached(self, view: _View) -> dict[Intervals, Bits]:
-        """What the class may open, to which groups."""
-        if view.reached is None:
-            view.reached = {}
-            for seen, bits in self._by_seen.items():
+    @cached_property
+    def _unusual_incoming(self) -> list[list[tuple[Intervals, Intervals, Bits]]]:
+        """Per source: where it is not like most, what most may, what it may, the groups."""
+        unusual: list[list[tuple[Intervals, Intervals, Bits]]] = [[] for _ in self._keys]
+        for view, bits in self._ingress_members.items():
+            parts = self._parts(view)
+            usual = _usual(parts)
+            for found, sources in parts.items():
+                if found != usual:
+                    for source in members(sources):
+                        unusual[source].append((usual, found, bits))
+        return unusual
+
+    def _parts(self, view: _View) -> dict[Intervals, Bits]:
+        """All groups, by the ports that are open between the class and them in its direction.
+
+        Groups are split by one peer after the other that the class names: they are few, so this
+        takes far less than asking for each group.
+        """
+        if view.parts is None:
+            parts = {Seen(): self._everybody}
+            for bit in members(view.relevant):
+                parts = _split(parts, self._matched.get(bit, 0), Seen(1 << bit))
+            for entry, bits in self._numbered.items():
+                if entry[0] in view.names:
+                    parts = _split(parts, bits, Seen(0, (entry,)))
+            view.parts = {}
+            for seen, bits in parts.items():
                 found = view.allowed(seen)
-                view.reached[found] = view.reached.get(found, 0) | bits
-        return view.reached
+                view.parts[found] = view.parts.get(found, 0) | bits
+        return view.parts
+
+    @cached_property
+    def _everybody(self) -> Bits:
+        return (1 << len(self._keys)) - 1
+
+    @cached_property
+    def _matched(self) -> dict[int, Bits]:
+        """Groups by the number of a peer that matches them."""
+        found: dict[int, Bits] = {}
+        for number, key in enumerate(self._keys):
+            for bit in members(key.seen.mask):
+                found[bit] = found.get(bit, 0) | 1 << number
+        return found
+
+    @cached_property
+    def _numbered(self) -> dict[tuple[NamedPort, tuple[PortRange, ...]], Bits]:
+        """Groups by what a named port is with them."""
+        found: dict[tuple[NamedPort, tuple[PortRange, ...]], Bits] = {}
+        for number, key in enumerate(self._keys):
+            for entry in key.seen.numbers:
+                found[entry] = found.get(entry, 0) | 1 << number
+        return found
 
     # --- outside ---
 
@@ -223,6 +269,21 @@ class Reach:
         return {}
 
 
+def _usual(parts: Mapping[Intervals, Bits]) -> Intervals:
+    return max(parts, key=lambda found: parts[found].bit_count())
+
+
+def _split(parts: Mapping[Seen, Bits], inside: Bits, more: Seen) -> dict[Seen, Bits]:
+    """Each part in two: those of `inside`, of whom more is seen, and the rest."""
+    found: dict[Seen, Bits] = {}
+    for seen, bits in parts.items():
+        if rest := bits & ~inside:
+            found[seen] = rest
+        if both := bits & inside:
+            found[Seen(seen.mask | more.mask, seen.numbers + more.numbers)] = both
+    return found
+
+
 def members(bits: Bits) -> Iterator[int]:
     """The numbers in a set of groups, ascending."""
     while bits:
@@ -245,19 +306,20 @@ class _View:
         self._policies = policies
         self._own = own
         rules = [rule for policy in policies for rule in policy.rules(direction)]
-        self._relevant = 0
+        self.relevant: Mask = 0
         for rule in rules:
-            self._relevant |= meaning.bits(rule)
-        self._names = frozenset(_names(rules)) if direction == "egress" else frozenset()
+            self.relevant |= meaning.bits(rule)
+        # Of ingress the ports are the subject's own: part of the class.
+        self.names = frozenset(_names(rules)) if direction == "egress" else frozenset()
         self._known: dict[Seen, Intervals] = {}
-        self.reached: dict[Intervals, Bits] | None = None
+        self.parts: dict[Intervals, Bits] | None = None
 
     def allowed(self, seen: Seen) -> Intervals:
         """The ports open between a pod of the class and a peer, as far as this direction goes."""
         numbers = seen.numbers
         if numbers:
-            numbers = tuple(entry for entry in numbers if entry[0] in self._names)
-        key = Seen(seen.mask & self._relevant, numbers)
+            numbers = tuple(entry for entry in numbers if entry[0] in self.names)
+        key = Seen(seen.mask & self.relevant, numbers)
         found = self._known.get(key)
         if found is None:
             found = self._known[key] = self._judge(key)
