@@ -13,7 +13,7 @@ egress rule for destinations. `evaluate` is the meaning; tests hold this against
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from ipaddress import IPv4Address, IPv6Address
@@ -59,6 +59,19 @@ class Seen(NamedTuple):
 
     mask: Mask = 0
     numbers: Numbers = ()
+
+
+class Situation(NamedTuple):
+    """Pods selected by `policies` meet peers that rules see alike; `meant` are a rule's ports then.
+
+    `peers` is empty where only the outside is such a peer.
+    """
+
+    direction: Direction
+    policies: tuple[Policy, ...]
+    meant: Callable[[Rule], Intervals]
+    subjects: Bits
+    peers: Bits
 
 
 class _GroupKey(NamedTuple):
@@ -212,17 +225,35 @@ class Reach:
         takes far less than asking for each group.
         """
         if view.parts is None:
-            parts = {Seen(): self._everybody}
-            for bit in members(view.relevant):
-                parts = _split(parts, self._matched.get(bit, 0), Seen(1 << bit))
-            for entry, bits in self._numbered.items():
-                if entry[0] in view.names:
-                    parts = _split(parts, bits, Seen(0, (entry,)))
             view.parts = {}
-            for seen, bits in parts.items():
+            for seen, bits in self._seen_by(view).items():
                 found = view.allowed(seen)
                 view.parts[found] = view.parts.get(found, 0) | bits
         return view.parts
+
+    def _seen_by(self, view: _View) -> dict[Seen, Bits]:
+        parts = {Seen(): self._everybody}
+        for bit in members(view.relevant):
+            parts = _split(parts, self._matched.get(bit, 0), Seen(1 << bit))
+        for entry, bits in self._numbered.items():
+            if entry[0] in view.names:
+                parts = _split(parts, bits, Seen(0, (entry,)))
+        return parts
+
+    # --- what rules do ---
+
+    def situations(self, direction: Direction) -> Iterator[Situation]:
+        """Every class with every kind of peer it meets, the outside too."""
+        views: dict[_View, Bits] = {}
+        for number, view in enumerate(self._ingress if direction == "ingress" else self._egress):
+            views[view] = views.get(view, 0) | 1 << number
+        outside = {seen.mask: seen for seen in self._outside(direction).values()}
+        for view, subjects in views.items():
+            met = dict(self._seen_by(view))
+            for seen in outside.values():
+                met.setdefault(Seen(seen.mask & view.relevant), 0)
+            for seen, peers in met.items():
+                yield Situation(direction, view.policies, view.meaning_of(seen), subjects, peers)
 
     @cached_property
     def _everybody(self) -> Bits:
@@ -303,7 +334,7 @@ class _View:
     ) -> None:
         self._meaning = meaning
         self._direction = direction
-        self._policies = policies
+        self.policies = policies
         self._own = own
         rules = [rule for policy in policies for rule in policy.rules(direction)]
         self.relevant: Mask = 0
@@ -325,7 +356,8 @@ class _View:
             found = self._known[key] = self._judge(key)
         return found
 
-    def _judge(self, seen: Seen) -> Intervals:
+    def meaning_of(self, seen: Seen) -> Callable[[Rule], Intervals]:
+        """What a rule means for such a peer."""
         numbers = dict(seen.numbers if self._direction == "egress" else self._own)
 
         def meant(rule: Rule) -> Intervals:
@@ -333,7 +365,11 @@ class _View:
                 return EMPTY
             return ports_of(rule, numbers)
 
-        row = judge_ports(self._direction, self._policies, meant, self._meaning.semantics)
+        return meant
+
+    def _judge(self, seen: Seen) -> Intervals:
+        meant, semantics = self.meaning_of(seen), self._meaning.semantics
+        row = judge_ports(self._direction, self.policies, meant, semantics)
         return self._meaning.intern(allowed(row))
 
 
