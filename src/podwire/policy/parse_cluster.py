@@ -100,15 +100,12 @@ def _subject(ref: PolicyRef, obj: ClusterPolicy) -> PodsPeer:
 def _pods(
     ref: PolicyRef, path: str, namespaces: LabelSelector | None, pods: NamespacedPods | None
 ) -> PodsPeer:
+    """`pods.namespaceSelector` may be left out since v1alpha2: all namespaces, as an empty one."""
     if pods is None:
         return PodsPeer(namespaces=read_selector(ref, f"{path}.namespaces", namespaces))
-    for name, selector in (
-        ("namespaceSelector", pods.namespace_selector),
-        ("podSelector", pods.pod_selector),
-    ):
-        # v1alpha1 says "required" too; its clients wrote absent ones as `{}`, which is everything.
-        if selector is None and ref.kind == "ClusterNetworkPolicy":
-            raise PolicyError(ref, f"{path}.pods.{name}", "is required")
+    # v1alpha1 says "required" of both; its Go clients wrote absent ones as `{}`, everything.
+    if pods.pod_selector is None and ref.kind not in _KIND_TIERS:
+        raise PolicyError(ref, f"{path}.pods.podSelector", "is required")
     where = read_selector(ref, f"{path}.pods.namespaceSelector", pods.namespace_selector)
     chosen = read_selector(ref, f"{path}.pods.podSelector", pods.pod_selector)
     return PodsPeer(chosen, namespaces=where)

@@ -46,5 +46,7 @@ def test_an_absent_selector_is_everything_in_v1alpha1_only() -> None:
     subject = {"pods": {"podSelector": {"matchLabels": {"a": "b"}}}}
     found = _parse("AdminNetworkPolicy", "Deny", subject).subject
     assert (str(found.namespaces), str(found.pods)) == ("", "a=b")
-    with pytest.raises(PolicyError, match=r"spec.subject.pods.namespaceSelector: is required"):
+    subject = {"pods": {"namespaceSelector": {}}}
+    assert str(_parse("AdminNetworkPolicy", "Deny", subject).subject.pods) == ""
+    with pytest.raises(PolicyError, match=r"spec.subject.pods.podSelector: is required"):
         _parse("ClusterNetworkPolicy", "Deny", subject)
