@@ -61,7 +61,7 @@ class Stats:
 
 
 class Served(FastAnswers, Protocol):
-    """`Answers`, or the door in front of them (`slowpath.Front`): what the loop looks into."""
+    """`Answers`, or the door in front of them (`front.Front`): what the loop looks into."""
 
     @property
     def max_udp(self) -> int: ...

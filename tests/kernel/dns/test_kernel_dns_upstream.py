@@ -14,9 +14,10 @@ from dns_fakes import POD, FakeZone, query, rcode, respond, show
 
 from podwire.dns import packet
 from podwire.dns.corefile import parse_corefile
+from podwire.dns.front import Front
 from podwire.dns.packet import Question, parse_question
 from podwire.dns.server import Server, bind
-from podwire.dns.slowpath import Front, SlowPath, World
+from podwire.dns.slowpath import SlowPath, World
 from podwire.dns.upstream import SocketTransport, UpstreamError
 from podwire.kernel.rtnl import Rtnl, loopback_up
 
