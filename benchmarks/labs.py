@@ -23,8 +23,9 @@ from lib import cpu_seconds, process_tree, pss_bytes
 from podwire import Lab
 from podwire.client import Api
 from podwire.lab import launch
-from podwire.lab.manifests import Applier, Document
+from podwire.lab.manifests import Applier
 from podwire.objects import kinds
+from podwire.objects.documents import Document
 
 ONLINE_BOUTIQUE = (
     Path(__file__).parents[2] / "shared/samples/online-boutique/kubernetes-manifests.yaml"

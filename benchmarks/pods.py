@@ -42,7 +42,7 @@ from podwire.cni.podnetwork import Attachment
 from podwire.kernel import libc, netns, userns
 from podwire.kernel.requests import AddLink, Address, Replace, Request, Route, SetLink, Veth
 from podwire.kernel.rtnl import Rtnl, loopback_up
-from podwire.lab.manifests import Document
+from podwire.objects.documents import Document
 
 _NODES = 4
 _TARGET_S, _TARGET_PSS_MIB, _TARGET_WIRING = 6.0, 400, 1.5

@@ -39,7 +39,7 @@ from labs import components, run_directory, running_lab
 from lib import paired, print_result
 from podwire import Lab
 from podwire.kernel import guard, libc
-from podwire.lab.manifests import Document
+from podwire.objects.documents import Document
 
 Metric = Literal["tcp_1", "tcp_8", "udp", "tcp_rr"]
 METRICS: Final[tuple[Metric, ...]] = ("tcp_1", "tcp_8", "udp", "tcp_rr")

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import bisect
 import importlib.util
-import itertools
 import json
 import os
 import random
@@ -256,20 +256,18 @@ class Oracle:
     """Replays what was written: which addresses a name had at any moment."""
 
     def __init__(self) -> None:
-        self._states: list[tuple[float, tuple[str, ...]]] = []
+        self._begins: list[float] = []
+        self._states: list[tuple[str, ...]] = []
 
     def written(self, at: float, addresses: Sequence[str]) -> None:
-        self._states.append((at, tuple(sorted(addresses))))
+        self._begins.append(at)
+        self._states.append(tuple(sorted(addresses)))
 
     def allows(self, sent: float, got: float, found: Sequence[str]) -> bool:
         """A state in force at some moment between `LAG_S` before the query and its answer."""
-        begins = [at for at, _ in self._states]
-        for (at, addresses), end in itertools.zip_longest(
-            self._states, begins[1:], fillvalue=float("inf")
-        ):
-            if at <= got and end >= sent - LAG_S and addresses == tuple(found):
-                return True
-        return False
+        first = max(bisect.bisect_left(self._begins, sent - LAG_S) - 1, 0)
+        last = bisect.bisect_right(self._begins, got)
+        return tuple(found) in self._states[first:last]
 
 
 def churn(lab: Lab, oracle: Oracle, until: float) -> int:

@@ -407,6 +407,61 @@ def test_custom_kind(cluster: Cluster) -> None:
     assert re.search("doesn't have a resource type|could not find the requested resource", gone)
 
 
+# -- network policies ----------------------------------------------------------------------------
+
+CLUSTER_POLICY = """
+apiVersion: policy.networking.k8s.io/v1alpha2
+kind: ClusterNetworkPolicy
+metadata: {name: no-metadata-server}
+spec:
+  tier: Admin
+  priority: %d
+  subject: {namespaces: {}}
+  egress:
+  - {name: metadata, action: Deny, to: [{networks: [169.254.169.254/32]}]}
+"""
+BASELINE = """
+apiVersion: policy.networking.k8s.io/v1alpha1
+kind: BaselineAdminNetworkPolicy
+metadata: {name: default}
+spec:
+  subject: {namespaces: {}}
+  ingress:
+  - {action: Deny, from: [{namespaces: {}}], ports: [{portNumber: {protocol: TCP, port: 22}}]}
+"""
+NETWORK_POLICY = """
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: web}
+spec:
+  podSelector: {matchLabels: {app: web}}
+  ingress:
+  - {from: [{podSelector: {}}, {ipBlock: {cidr: 10.1.2.3/8}}], ports: [{port: 80, endPort: 90}]}
+"""
+
+
+def test_network_policies(cluster: Cluster) -> None:
+    cluster.run("wait", "--for=condition=established", "crd", "--all")
+    assert "created" in cluster.run("apply", "-f", "-", stdin=CLUSTER_POLICY % 10)
+    assert "unchanged" in cluster.run("apply", "-f", "-", stdin=CLUSTER_POLICY % 10)
+    assert "configured" in cluster.run("apply", "-f", "-", stdin=CLUSTER_POLICY % 20)
+    header, row = cluster.run("get", "cnp").splitlines()
+    assert header.split() == ["NAME", "TIER", "PRIORITY", "AGE"]
+    assert row.split()[:3] == ["no-metadata-server", "Admin", "20"]
+    assert "169.254.169.254/32" in cluster.run("describe", "cnp", "no-metadata-server")
+    bad = cluster.run("apply", "-f", "-", stdin=CLUSTER_POLICY % 1001, check=False)
+    assert "spec.priority in body should be less than or equal to 1000" in bad
+    assert "created" in cluster.run("apply", "-f", "-", stdin=BASELINE)
+    assert cluster.run("get", "banp", "-o", "name").strip().endswith("/default")
+    assert cluster.run("get", "anp").strip() == "No resources found"
+    applied = cluster.run("apply", "-f", "-", stdin=NETWORK_POLICY)
+    assert 'CIDR value "10.1.2.3/8" is ambiguous in this context' in applied
+    assert cluster.run("get", "netpol", "--no-headers").split()[:2] == ["web", "app=web"]
+    described = cluster.run("describe", "netpol", "web")
+    assert "PodSelector:     app=web" in described
+    assert "Policy Types: Ingress" in described
+
+
 # -- Services ------------------------------------------------------------------------------------
 
 SERVICES = "/api/v1/namespaces/default/services"

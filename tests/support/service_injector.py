@@ -4,8 +4,11 @@
 
 An entry tells all: its reply comes from the backend chosen, and goes to the client or, where the
 client was masqueraded, to the node. No server is needed, and one source port is one connection: a
-thousand new ones take milliseconds. Without an entry, the answer (or its absence) tells: TCP reset,
-SCTP abort and ICMP unreachable mean refused, silence means dropped.
+thousand new ones take milliseconds. Entries are taken from the table and from what the kernel told
+when they began: one that is closed already is evicted as soon as the node's own connection to the
+same backend has the port the other was masqueraded to (nf_nat_used_tuple_harder, Linux 6.6; DNAT to
+one port allows itself that at once). Without an entry, the answer (or its absence) tells: TCP
+reset, SCTP abort and ICMP unreachable mean refused, silence means dropped.
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ from typing import NamedTuple
 from service_net import HERE, ServiceNet, in_family
 
 from podwire.kernel import netns
-from podwire.kernel.conntrack import Conntrack
+from podwire.kernel.conntrack import Conntrack, ConntrackEvents
 from podwire.kernel.flows import Flow, Match, Tuple
 from podwire.kernel.hooks import SERVICES_TABLE
 from podwire.kernel.nfelements import NfElements
@@ -53,6 +56,7 @@ class Injector:
     def __init__(self, net: ServiceNet) -> None:
         self._net = net
         self._conntrack = Conntrack()
+        self._begun = ConntrackEvents(("new",), _EVENT_BUFFER)
         self._elements = NfElements()
         self._port = _FIRST_PORT
         self._wires: dict[bytes, _Wire] = {}
@@ -71,6 +75,7 @@ class Injector:
             wire.close()
         self._elements.close()
         self._conntrack.close()
+        self._begun.close()
 
     def _next_ports(self, count: int) -> range:
         """Source ports nobody had lately."""
@@ -109,6 +114,7 @@ class Injector:
     def send_all(self, wanted: Sequence[tuple[Packet, int]]) -> list[list[Result]]:
         """Many at once; one look at the table tells of all. At most 40,000 together."""
         self._make_room(sum(count for _, count in wanted))
+        self._begun.read(_EVERYTHING)
         sent: list[list[Packet]] = []
         refused: set[_Key] = set()
         wires: set[_Wire] = set()
@@ -161,16 +167,20 @@ class Injector:
                     self._wires.get(packet.src, self._uplink).send(frame(packet))
             for wire in wires:
                 refused |= wire.refusals(_QUIET_S)
-            table = self._table(sent)
+            table |= self._table(sent)
         return [[_result(p, table.get(_key(p)), refused) for p in group] for group in sent]
 
     def _table(self, sent: Sequence[Sequence[Packet]]) -> dict[_Key, Flow]:
         families = {_FAMILIES[len(group[0].dst)] for group in sent if group}
-        return {flow.orig: flow for f in families for flow in self._conntrack.dump(f, Match())}
+        begun = {event.flow.orig: event.flow for event in self._begun.read(_EVERYTHING)}
+        there = {flow.orig: flow for f in families for flow in self._conntrack.dump(f, Match())}
+        return begun | there
 
 
 _Key = Tuple
 _QUIET_S = 0.03
+_EVENT_BUFFER = 1 << 25
+_EVERYTHING = 1 << 20
 
 
 def _key(packet: Packet) -> _Key:

@@ -104,7 +104,10 @@ def _ambiguous_ip(text: str) -> str:
     return "must not be an IPv4-mapped IPv6 address" if _is_mapped(text) else ""
 
 
-def validate_legacy_cidr(field: str, text: str, kept: Collection[str] = ()) -> list[FieldError]:
+def validate_legacy_cidr(
+    field: str, text: str, kept: Collection[str] = (), *, host_bits: bool = False
+) -> list[FieldError]:
+    """`host_bits`: bits beyond the prefix length are let pass."""
     if text in kept:
         return []
     parsed = parse_cidr(text)
@@ -115,7 +118,7 @@ def validate_legacy_cidr(field: str, text: str, kept: Collection[str] = ()) -> l
         return [invalid_value(field, text, "must not have leading 0s in IP or prefix length")]
     if _is_mapped(host):
         return [invalid_value(field, text, "must not have an IPv4-mapped IPv6 address")]
-    if parsed[0] != parsed[1].network_address:
+    if parsed[0] != parsed[1].network_address and not host_bits:
         return [invalid_value(field, text, "must not have bits set beyond the prefix length")]
     return []
 

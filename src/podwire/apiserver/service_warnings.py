@@ -1,7 +1,9 @@
-"""What a write is answered with although it is accepted: the Warning headers of the service kinds.
+"""What a write is answered with although it is accepted: the Warning headers of the service kinds
+and of NetworkPolicy.
 
 Source: pkg/api/service/warnings.go, pkg/registry/core/endpoint/strategy.go,
-pkg/registry/discovery/endpointslice/strategy.go; KEP-4858, KEP-4974, KEP-5707.
+pkg/registry/discovery/endpointslice/strategy.go,
+pkg/registry/networking/networkpolicy/strategy.go; KEP-4858, KEP-4974, KEP-5707.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from typing import Any
 
 from podwire.apiserver.ipsyntax import cidr_warnings, ip_warnings
 from podwire.apiserver.service_families import NONE
+from podwire.apiserver.validation.network import policy_cidrs
 from podwire.apiserver.validation.service import TOPOLOGY_HINTS, TOPOLOGY_MODE
 
 Raw = dict[str, Any]
@@ -79,8 +82,14 @@ def _endpoint_slice(obj: Raw) -> Iterator[str]:
             yield from ip_warnings(f"endpoints[{index}].addresses[{below}]", text)
 
 
+def _network_policy(obj: Raw) -> Iterator[str]:
+    for path, text in policy_cidrs(obj):
+        yield from cidr_warnings(path, text)
+
+
 _WARN: dict[str, Callable[[Raw], Iterator[str]]] = {
     "services": _service,
     "endpoints": _endpoints,
     "discovery.k8s.io/endpointslices": _endpoint_slice,
+    "networking.k8s.io/networkpolicies": _network_policy,
 }

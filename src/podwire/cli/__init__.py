@@ -31,6 +31,7 @@ _COMMANDS = {
     "logs": "podwire.cli.objects:logs",
     "node": "podwire.cli.lab:node",
     "plan": "podwire.cli.plan:plan",
+    "policy": "podwire.cli.policy:policy",
     "publish": "podwire.cli.lab:publish",
     "reach": "podwire.cli.reach:reach",
     "shell": "podwire.cli.objects:shell",

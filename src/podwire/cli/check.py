@@ -54,9 +54,9 @@ def check(files: tuple[str, ...], dumps: tuple[str, ...], output: str) -> None:
 
 
 def _advise(files: tuple[str, ...], dumps: tuple[str, ...], output: str) -> None:
-    from podwire.lab import manifests
+    from podwire.objects.documents import load
 
-    objects = [document.obj for document in manifests.load(files)]
+    objects = [document.obj for document in load(files)]
     found = advise(objects, parse_dumps({path: _read(path) for path in dumps}))
     if not print_structured(found, output):
         click.echo("\n".join(map(_lines, found)) or "nothing changes")

@@ -11,8 +11,9 @@ from podwire.cli.lab import print_nodes, print_pods
 from podwire.cli.output import heading, progress
 from podwire.cli.reach import render
 from podwire.explain.reach import ReachOptions
-from podwire.lab import Lab, kubeconfig, manifests
+from podwire.lab import Lab, kubeconfig
 from podwire.lab.launch import running
+from podwire.objects.documents import load
 
 MANIFEST = Path(__file__).parent / "data" / "shop.yaml"
 NAME = "demo"
@@ -28,7 +29,7 @@ def demo(keep: bool) -> None:
     with progress("demo: building three nodes") as say:
         lab.up(lambda step: say(f"demo: {step}"))
         say("demo: applying the shop (web, api, db)")
-        lab.apply_documents(manifests.load([MANIFEST]), wait_s=None)
+        lab.apply_documents(load([MANIFEST]), wait_s=None)
         lab.wait_ready(60.0, lambda r: say(f"demo: {r.pods_ready} of {r.pods} pods ready"))
         took = time.monotonic() - started
         say("demo: probing every pair of pods")

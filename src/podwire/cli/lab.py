@@ -21,9 +21,10 @@ from podwire.cli.policies import status_policies
 from podwire.cli.services import status_services
 from podwire.errors import UsageError
 from podwire.explain.plan import parse_plan
-from podwire.lab import kubeconfig, launch, manifests
+from podwire.lab import kubeconfig, launch
 from podwire.lab import spec as specs
 from podwire.lab.spec import LabSpec
+from podwire.objects.documents import load
 
 if TYPE_CHECKING:
     from podwire.lab import Lab
@@ -148,7 +149,7 @@ def up(name: str | None, lab: str | None, files: tuple[str, ...], **options: Any
     """Build the lab NAME (or reconcile it) and apply manifests."""
     started = time.monotonic()
     # Read first: a manifest that is not YAML must not leave half a lab.
-    documents = manifests.load(files)
+    documents = load(files)
     spec = _spec(name or lab or launch.choose(None), options)
     timeout_s = parse_duration(options["wait"])
     with progress(f"lab {spec.name}: building") as say:

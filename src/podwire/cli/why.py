@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import sys
+from typing import TYPE_CHECKING, Any
 
 import click
 
-import podwire
 from podwire.cli.output import lab_option, output_option, print_structured
-from podwire.explain.whylive import Why
-from podwire.explain.whylive import why as ask
-from podwire.explain.whyworld import Protocol
-from podwire.lab import launch
+from podwire.cli.static import Choices, read_files, semantics_options
+from podwire.explain.whypolicy import DirectionWhy, PolicyWhy, explain_policies
+
+if TYPE_CHECKING:
+    # Explaining manifests works where labs do not.
+    from podwire.explain.whylive import Why
+    from podwire.explain.whyworld import Protocol
 
 _COLOURS = {"agrees": "green", "endpoint": "yellow", "bug": "red", "untested": "yellow"}
 
@@ -22,6 +25,10 @@ _COLOURS = {"agrees": "green", "endpoint": "yellow", "bug": "red", "untested": "
 @click.option("--protocol", type=click.Choice(("tcp", "udp", "sctp")), help="Default: the port's.")
 @click.option("--live/--no-live", default=True, help="Verify by a real packet (default).")
 @click.option("--timeout", default="1s", show_default=True, help="Of the packet.")
+@click.option(
+    "-f", "--filename", "files", multiple=True, metavar="PATH", help="From manifests: no lab."
+)
+@semantics_options
 @lab_option
 @output_option
 def why(
@@ -30,8 +37,10 @@ def why(
     protocol: Protocol | None,
     live: bool,
     timeout: str,
+    files: tuple[str, ...],
     lab: str | None,
     output: str,
+    **options: Any,
 ) -> None:
     """Explain why SRC reaches DST or does not: from the objects, then by a real packet.
 
@@ -39,10 +48,19 @@ def why(
     SRC  [NS/]POD, NS/WORKLOAD, node/NAME or outside
     DST  svc/[NS/]NAME[:PORT], ADDRESS:PORT, node/NAME:PORT or [NS/]POD[:PORT]
 
+    With -f nothing is sent: what policies of the manifests say, to the line, and where they deny,
+    the rule that almost matched and the field that differs.
+
     The exit code is 0 when the connection is allowed, 1 when it is not (or cannot be explained), 2
     for wrong usage, 3 when there is no such lab.
     """
+    if files:
+        _from_files(files, source, destination, protocol, Choices(**options), output)
+        return
+    import podwire
     from podwire.cli.lab import parse_duration
+    from podwire.explain.whylive import why as ask
+    from podwire.lab import launch
 
     target = launch.choose(lab)
     launch.require_running(target)
@@ -54,6 +72,50 @@ def why(
         click.echo(render(found))
     if not found.allowed:
         raise click.exceptions.Exit(1)
+
+
+def _from_files(
+    files: tuple[str, ...],
+    source: str,
+    destination: str,
+    protocol: str | None,
+    choices: Choices,
+    output: str,
+) -> None:
+    static = read_files(files, choices)
+    found = explain_policies(static, source, destination, protocol, choices.semantics)
+    if not print_structured(found, output):
+        click.echo("\n\n".join(map(render_policies, found)))
+    if not all(each.allowed for each in found):
+        raise click.exceptions.Exit(1)
+
+
+def render_policies(found: PolicyWhy) -> str:
+    """Both directions with their rules, and the verdict."""
+    lines = [f"  via       {found.via}"] if found.via else []
+    for direction in found.directions:
+        lines += _direction_lines(direction)
+    verdict = "allowed" if found.allowed else "denied"
+    line = f"{found.source} -> {found.destination} {found.protocol} {found.port}: {verdict}"
+    colour = "green" if found.allowed else "red"
+    lines.append(click.style(line, fg=colour) if sys.stdout.isatty() else line)
+    return "\n".join(lines)
+
+
+def _direction_lines(direction: DirectionWhy) -> list[str]:
+    mark = " " if direction.allowed else click.style("x", fg="red")
+    lines = [f"{mark} {direction.direction.ljust(10)}of {direction.pod}: {direction.text}"]
+    lines += [f"{' ' * 12}passed by {told}" for told in direction.passed]
+    if direction.rule is not None:
+        lines.append(f"{' ' * 12}{direction.rule}")
+    if not direction.allowed and direction.rule is None:
+        lines += [f"{' ' * 12}isolated by {told}" for told in direction.isolating]
+    if direction.nearest is not None:
+        lines.append(f"{' ' * 12}nearest rule: {direction.nearest.rule}")
+        for miss in direction.nearest.misses:
+            place = f" ({miss.at})" if miss.at else ""
+            lines.append(f"{' ' * 14}{miss.text}{place}")
+    return lines
 
 
 def render(found: Why) -> str:

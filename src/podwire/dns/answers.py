@@ -20,7 +20,7 @@ import dns.opcode
 import dns.rcode
 import dns.rdatatype
 
-from podwire.dns import rdatas, wire
+from podwire.dns import packet, rdatas, wire
 from podwire.dns.index import Changes
 from podwire.dns.names import Labels, parse_wire
 from podwire.dns.rdatas import Record
@@ -28,7 +28,6 @@ from podwire.dns.records import Answer, Zone
 from podwire.dns.seam import Client
 from podwire.dns.wire import MalformedError, Query, Reply
 
-DEFAULT_MAX_UDP = 1232  # what never fragments: DNS flag day 2020, RFC 9715
 DROP = b""
 _HOT_BYTES, _COLD_BYTES = 64 << 20, 16 << 20
 _ENTRY_BYTES = 400  # key and value objects, dictionary slots, the owner's set
@@ -102,7 +101,7 @@ class Answers:
     OPT says of us. `rotate`: addresses take turns at being first.
     """
 
-    def __init__(self, zone: Zone, *, max_udp: int = DEFAULT_MAX_UDP, rotate: bool = True) -> None:
+    def __init__(self, zone: Zone, *, max_udp: int = packet.OWN_SIZE, rotate: bool = True) -> None:
         self.zone = zone
         self.max_udp = max_udp
         self.synced = False
@@ -153,12 +152,12 @@ class Answers:
         return self._derive(query, client.tcp)
 
     def _derive(self, data: bytes, tcp: bool) -> bytes | None:
-        if len(data) < wire.HEADER.size:
+        if len(data) < packet.HEADER.size:
             return DROP
         flags = int.from_bytes(data[2:4], "big")
-        if flags & wire.QR:
+        if flags & packet.QR:
             return DROP
-        if flags & wire.OPCODE_MASK:
+        if flags & packet.OPCODE:
             return self._refuse(data, dns.rcode.NOTIMP, None)
         try:
             query = wire.parse_query(data)
@@ -222,7 +221,7 @@ class Answers:
         if soa is None:
             bare = replace(query, edns=None)
             tail = wire.encode(bare, self.reply(bare, answer), wire.MAX_TCP, self.max_udp).tail
-            soa = self._soas[place] = tail[wire.HEADER.size - 2 + len(query.question) :]
+            soa = self._soas[place] = tail[packet.HEADER.size - 2 + len(query.question) :]
         return wire.encode_negative(query, answer.rcode, soa, self.max_udp)
 
     def reply(self, query: Query, answer: Answer) -> Reply:
@@ -267,7 +266,7 @@ def truncated(query: bytes) -> bytes | None:
         parsed = wire.parse_query(query)
     except MalformedError:
         return None
-    flags = wire.response_flags(parsed.flags, 0, authoritative=False) | wire.TC
-    opt = wire.opt_record(parsed.edns, DEFAULT_MAX_UDP) if parsed.edns else b""
-    head = wire.HEADER.pack(int.from_bytes(query[:2], "big"), flags, 1, 0, 0, 1 if opt else 0)
+    flags = wire.response_flags(parsed.flags, 0, authoritative=False) | packet.TC
+    opt = wire.opt_record(parsed.edns, packet.OWN_SIZE) if parsed.edns else b""
+    head = packet.HEADER.pack(int.from_bytes(query[:2], "big"), flags, 1, 0, 0, 1 if opt else 0)
     return head + parsed.question + opt

@@ -1,6 +1,6 @@
 """A Corefile's directives -> `config.Corefile`. Pure.
 
-    parse_blocks (syntax) -> DIRECTIVES[name](line, site) -> fields of a Block
+    parse_blocks (syntax) -> directives.ONCE, MANY (name -> parser of a line) -> fields of a Block
 
 The subset is what people really use; what is not in it is refused by name with its place and what
 to do instead, never ignored: a server that silently does less than its file says answers wrongly.
@@ -9,42 +9,20 @@ Defaults, limits and texts are those of each CoreDNS plugin's setup.go.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Final
 
-from podwire.dns import directives, rewriterules
-from podwire.dns.caddyfile import Line, RawBlock, parse_blocks
+from podwire.dns.caddyfile import RawBlock, parse_blocks
 from podwire.dns.config import ORDER, Block, Corefile
-from podwire.dns.directives import Site
+from podwire.dns.directives import MANY, ONCE
+from podwire.dns.directives.words import Site
 from podwire.dns.zones import parse_zone_key
 
 DEFAULT_PORT: Final = 53
 
 Fields = dict[str, Any]
 
-# Each gives the value of the block's field of the same name.
-_ONCE: Final[Mapping[str, Callable[[Line, Site], Any]]] = {
-    "autopath": directives.parse_autopath,
-    "cache": directives.parse_cache,
-    "dns64": directives.parse_dns64,
-    "errors": directives.parse_errors,
-    "health": directives.parse_health,
-    "hosts": directives.parse_hosts,
-    "kubernetes": directives.parse_kubernetes,
-    "loadbalance": directives.parse_loadbalance,
-    "loop": directives.parse_loop,
-    "prometheus": directives.parse_prometheus,
-    "ready": directives.parse_ready,
-    "reload": directives.parse_reload,
-}
-# These may be repeated; their values are joined.
-_MANY: Final[Mapping[str, Callable[[Line, Site], tuple[Any, ...]]]] = {
-    "bind": directives.parse_bind,
-    "forward": directives.parse_forward,
-    "log": directives.parse_log,
-    "rewrite": rewriterules.parse_rewrite,
-}
-SUPPORTED: Final = frozenset((*_ONCE, *_MANY))
+SUPPORTED: Final = frozenset((*ONCE, *MANY))
 
 # CoreDNS's other plugins, and what to do where they stood.
 _INSTEAD: Final[Mapping[str, str]] = {
@@ -136,12 +114,12 @@ def _block(raw: RawBlock, zones: tuple[str, ...], port: int) -> Block:
     fields: Fields = {}
     for line in raw.lines:
         name = line.name
-        if name in _ONCE:
+        if name in ONCE:
             if name in fields:
                 raise line.error(f"plugin '{name}' can only be used once per Server Block")
-            fields[name] = _ONCE[name](line, site)
-        elif name in _MANY:
-            fields[name] = (*fields.get(name, ()), *_MANY[name](line, site))
+            fields[name] = ONCE[name](line, site)
+        elif name in MANY:
+            fields[name] = (*fields.get(name, ()), *MANY[name](line, site))
         else:
             raise line.error(_unsupported(name))
     return Block(zones=zones, port=port, **fields)

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final
 
 from podwire.dns import config, packet
-from podwire.dns.directives import split_address
+from podwire.dns.directives.forwarding import split_address
 from podwire.dns.metrics import Collected, Metrics
 from podwire.dns.request import Failure, Handler, Reply, Request, name_from_text, rcode_name
 from podwire.dns.upstream import SocketTransport, Transport, Upstream, UpstreamError

@@ -21,13 +21,14 @@ from podwire.client import Api
 from podwire.dns import config
 from podwire.dns.answers import Answers
 from podwire.dns.external import ExternalNames
+from podwire.dns.front import Front
 from podwire.dns.index import Index, ZoneOptions
 from podwire.dns.listening import Listening
 from podwire.dns.metrics import Metrics
 from podwire.dns.plugins.autopath import search_list
 from podwire.dns.records import Zone
 from podwire.dns.server import Server
-from podwire.dns.slowpath import Front, SlowPath, World, zone_options
+from podwire.dns.slowpath import SlowPath, World, zone_options
 from podwire.dns.watch import DnsWatch
 from podwire.errors import UsageError
 

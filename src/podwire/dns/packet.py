@@ -1,10 +1,13 @@
 """DNS messages as bytes, where parsing them whole would cost more than the work itself. Pure.
 
+What a message is made of, for the whole room, and what forwarding and caching do with others'.
+Queries to our own zones and what these answer are read and written in `wire`, with this.
+
     0 id 2 flags 4 qdcount 6 ancount 8 nscount 10 arcount 12 question, answers, authority, more
 
-Only what forwarding and caching need: the question, the OPT record, where records and their TTLs
-are. Names are never decompressed, so a loop of pointers costs nothing; every offset is checked,
-and what does not add up is `None`. Everything else is dnspython's.
+The question, the OPT record, where records and their TTLs are. Names are never decompressed, so a
+loop of pointers costs nothing; every offset is checked, and what does not add up is `None`.
+Everything else is dnspython's.
 Source: RFC 1035 section 4.1, RFC 6891.
 """
 
@@ -57,6 +60,9 @@ class Edns(NamedTuple):
     def subnet(self) -> bool:
         """Whether the answer may depend on an address in the query (RFC 7871)."""
         return any(code == _CLIENT_SUBNET for code, _ in split_options(self.options))
+
+
+ADDITIONAL: Final = 3
 
 
 class Record(NamedTuple):
@@ -148,16 +154,29 @@ def parse_edns(message: bytes, at: int) -> Edns | None:
         version, dnssec = ttl >> 16 & 0xFF, bool(ttl & QR)
         return Edns(max(size, 512), version, dnssec, message[at + 11 : end], at, end)
     for record in records(message, at) or ():
-        if record.section == 3 and record.rtype == OPT:
-            return Edns(
-                max(record.rclass, 512),
-                record.ttl >> 16 & 0xFF,
-                bool(record.ttl & QR),
-                message[record.data : record.end],
-                record.start,
-                record.end,
-            )
+        if record.section == ADDITIONAL and record.rtype == OPT:
+            return edns_of(message, record)
     return None
+
+
+def edns_of(message: bytes, opt: Record) -> Edns:
+    """What an OPT record says; sizes below 512 read as 512 (RFC 6891 6.2.3)."""
+    return Edns(
+        max(opt.rclass, 512),
+        opt.ttl >> 16 & 0xFF,
+        bool(opt.ttl & QR),
+        message[opt.data : opt.end],
+        opt.start,
+        opt.end,
+    )
+
+
+def whole_options(data: bytes) -> bool:
+    """Whether EDNS options end where their record does."""
+    at = 0
+    while at + 4 <= len(data):
+        at += 4 + int.from_bytes(data[at + 2 : at + 4], "big")
+    return at == len(data)
 
 
 def split_options(data: bytes) -> list[tuple[int, bytes]]:
@@ -243,7 +262,7 @@ def fit(response: bytes, end: int, limit: int) -> bytes:
     opt = next((response[r.start : r.end] for r in found if r.rtype == OPT), b"")
     counts, at, cut = [0, 0, 0], end, False
     for record in found:
-        if record.section == 3:
+        if record.section == ADDITIONAL:
             break
         if record.end + len(opt) > limit:
             cut = True

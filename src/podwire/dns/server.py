@@ -22,7 +22,7 @@ from typing import Any, Protocol
 
 import dns.rcode
 
-from podwire.dns import wire
+from podwire.dns import packet, wire
 from podwire.dns.answers import Entry, truncated
 from podwire.dns.seam import Client, FastAnswers, SlowPath
 from podwire.dns.timing import STAMP_SPACE, FastLatency, stamp_arrivals
@@ -61,7 +61,7 @@ class Stats:
 
 
 class Served(FastAnswers, Protocol):
-    """`Answers`, or the door in front of them (`slowpath.Front`): what the loop looks into."""
+    """`Answers`, or the door in front of them (`front.Front`): what the loop looks into."""
 
     @property
     def max_udp(self) -> int: ...
@@ -165,7 +165,10 @@ class Server:
     def _read_timed(self, sock: socket.socket) -> None:
         data, ancillary, _, address = sock.recvmsg(_RECEIVE_BYTES, STAMP_SPACE)
         answered = self._first_time(sock, data, address)
-        self.latency.observe(ancillary, answered=answered)
+        # What a cache answers at once is not the cluster's, and timed where it is.
+        question = packet.parse_question(data) if answered else None
+        ours = question is not None and self._answers.owns(question.name)
+        self.latency.observe(ancillary, answered=ours)
 
     def _first_time(self, sock: socket.socket, data: bytes, address: _Address) -> bool:
         """Whether it is answered; if not, somebody is at it."""

@@ -1,11 +1,11 @@
-"""From a configuration to what answers: server blocks, their chains, and the door in front.
+"""From a configuration to what answers: server blocks and their chains.
 
-    query -> Front.answer: the fast answers, or one fresh in the cache          in the receive loop
+    query -> `front`: the fast answers, or one fresh in the cache          in the receive loop
           -> SlowPath.resolve -> block of the longest zone -> errors -> log -> dns64 -> loadbalance
              -> cache -> rewrite -> autopath -> hosts -> kubernetes -> loop -> forward    as a task
 
 The order of plugins is CoreDNS's, whatever the file's. The fast answers stand before the chain, so
-`Front` keeps back what the chain would change: names of `rewrite` and `hosts`, what falls through,
+`front` keeps back what the chain would change: names of `rewrite` and `hosts`, what falls through,
 what `autopath` or `dns64` would complete, and everything where `log` is on.
 """
 
@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Final
 
 from podwire.dns import config, packet
-from podwire.dns.answers import Answers, Entry
 from podwire.dns.cache import Cache
 from podwire.dns.forward import Forward, NewTransport, parse_search, upstream_addresses
 from podwire.dns.index import Changes, PodMode, ZoneOptions
@@ -52,8 +51,6 @@ from podwire.dns.zones import in_zone
 from podwire.errors import PodwireError, UsageError
 from podwire.objects.meta import LabelSelector
 
-# How many names' ways (fast or chain) are remembered.
-_REMEMBERED: Final = 10_000
 _PROBE_TIMEOUT_S: Final = 2.0
 
 
@@ -484,69 +481,6 @@ class SlowPath:
             request = Request.parse(query, client)
             return request is not None and block.dns64.applies(request)
         return False
-
-
-class Front:
-    """`FastAnswers` in front of the zone's own: it keeps back what the chain has to see.
-
-    `fast` stays as quick as it is where no plugin could interfere: then `direct` is True, and the
-    server looks into the zone's kept answers (`hot`, `cold`) by itself.
-    """
-
-    def __init__(self, fast: FastAnswers, slow: SlowPath) -> None:
-        self._fast = fast
-        self._slow = slow
-        self._guards = slow.guards
-        self._logs = slow.logs
-        self._ways: dict[bytes, bool] = {}
-        self.hot: dict[bytes, Entry] = {}
-        self.cold: dict[bytes, Entry] = {}
-        if isinstance(fast, Answers) and self.direct:
-            self.hot, self.cold = fast.hot, fast.cold
-
-    @property
-    def max_udp(self) -> int:
-        return packet.OWN_SIZE
-
-    @property
-    def direct(self) -> bool:
-        return not self._guards
-
-    def owns(self, qname: bytes) -> bool:
-        return self._fast.owns(qname)
-
-    def answer(self, query: bytes, client: Client) -> bytes | None:
-        if self._guards and self._to_chain(query):
-            return None
-        response = self._fast.answer(query, client)
-        if response is None:
-            return self._slow.answer_now(query, client)
-        # Only a denial, or AAAA for dns64, can be the chain's to complete.
-        if response and (self._guards or response[3] & 15 == packet.NXDOMAIN):
-            question = packet.parse_question(query)
-            if question is not None and self._slow.answer_needs_chain(
-                question.name, query, response, client
-            ):
-                self._slow.take(question.qtype, response)
-                return None
-        return response
-
-    def _to_chain(self, query: bytes) -> bool:
-        if self._logs:
-            return packet.parse_question(query) is not None
-        question = packet.parse_question(query)
-        if question is None:
-            return False
-        key = question.name + query[question.end - 4 : question.end]
-        way = self._ways.get(key)
-        if way is None:
-            if len(self._ways) >= _REMEMBERED:
-                self._ways.clear()
-            way = self._fast.owns(question.name) and self._slow.name_needs_chain(
-                question.name, question.qtype, question.qclass
-            )
-            self._ways[key] = way
-        return way
 
 
 def finished(wire: bytes, request: Request) -> bytes:

@@ -1,8 +1,10 @@
-"""Messages as bytes: reading a query's question, writing a response that fits.
+"""What our zones are asked and say: a query's question and OPT, a response that fits.
 
-dnspython encodes names and record data, with compression; here are only the parts every query
-passes through: the header, where the question ends, what the OPT record says, and cutting a
-response to what the client can take (RFC 1035, 2181 9, 6891).
+    query bytes -> parse_query -> Query;  Query, Reply -> encode -> Encoded
+
+`packet` has what any message is made of, and what forwarding does with other servers'; here is what
+only who has records of its own needs: strict reading, and writing with dnspython's names and record
+data, which brings compression, cut to what the client can take (RFC 1035, 2181 9, 6891).
 """
 
 from __future__ import annotations
@@ -16,34 +18,19 @@ from typing import Final
 import dns.name
 import dns.rdatatype
 
-from podwire.dns import rdatas
+from podwire.dns import packet, rdatas
 from podwire.dns.names import Labels, name_of, parse_wire
+from podwire.dns.packet import AA, CD, HEADER, OPCODE, QR, RA, RD, TC, Edns
 from podwire.dns.rdatas import Record
 
-HEADER: Final = struct.Struct("!HHHHHH")
 _TYPE_CLASS = struct.Struct("!HH")
 _RR = struct.Struct("!HHIH")  # type, class, TTL, length: after the owner
-_OPT = 41
-QR, AA, TC, RD, RA, CD = 0x8000, 0x0400, 0x0200, 0x0100, 0x0080, 0x0010
-OPCODE_MASK = 0x7800
-DO = 0x8000
-CLASS_IN = 1
+CLASS_IN: Final = 1
 MIN_UDP, MAX_TCP = 512, 65535
-_OPT_LENGTH = 11
 
 
 class MalformedError(Exception):
     """The bytes are no query this server can read; never leaves the room."""
-
-
-@dataclass(frozen=True, slots=True)
-class Edns:
-    """The OPT record of a query: RFC 6891."""
-
-    size: int
-    version: int
-    dnssec_ok: bool
-    options: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,75 +72,42 @@ def parse_query(data: bytes) -> Query:
     """
     if len(data) < HEADER.size:
         raise MalformedError
-    _, flags, questions, answers, authorities, additional = HEADER.unpack_from(data)
-    if questions != 1 or answers > 1 or authorities > 1 or additional > 2:
+    _, flags, _, answers, authorities, additional = HEADER.unpack_from(data)
+    question = packet.parse_question(data)
+    if question is None or answers > 1 or authorities > 1 or additional > 2:
         raise MalformedError
-    end = _name_end(data, 12, pointers=False)
-    if end + 4 > len(data):
+    raw_name, end, edns = data[HEADER.size : question.end - _TYPE_CLASS.size], question.end, None
+    if answers or authorities or additional:
+        found = packet.records(data, end)
+        if found is None:
+            raise MalformedError
+        end, edns = found[-1].end, _only_opt(data, found)
+    return Query(flags, raw_name, question.qtype, question.qclass, edns, end == len(data))
+
+
+def _only_opt(data: bytes, found: Sequence[packet.Record]) -> Edns | None:
+    """At most one OPT record, additional, of the root, and whole (RFC 6891 6.1)."""
+    opts = [record for record in found if record.rtype == packet.OPT]
+    if not opts:
+        return None
+    opt = opts[0]
+    if len(opts) > 1 or opt.section != packet.ADDITIONAL or data[opt.start] != 0:
         raise MalformedError
-    rtype, rclass = _TYPE_CLASS.unpack_from(data, end)
-    raw_name = data[12:end]
-    at, edns = end + 4, None
-    for number in range(answers + authorities + additional):
-        at, found = _skip_record(data, at)
-        if found is not None:
-            if edns is not None or number < answers + authorities:
-                raise MalformedError  # RFC 6891 6.1.1
-            edns = found
-    return Query(flags, raw_name, rtype, rclass, edns, at == len(data))
-
-
-def _name_end(data: bytes, at: int, *, pointers: bool) -> int:
-    """Where a name ends. A pointer ends it and is never followed: there is nothing to loop in."""
-    start, size = at, len(data)
-    while at < size:
-        length = data[at]
-        if length == 0:
-            if at - start > 254:
-                break
-            return at + 1
-        if length >= 0xC0 and pointers:
-            return at + 2
-        if length > 63:
-            break
-        at += 1 + length
-    raise MalformedError
-
-
-def _skip_record(data: bytes, at: int) -> tuple[int, Edns | None]:
-    owner, at = at, _name_end(data, at, pointers=True)
-    if at + _RR.size > len(data):
+    edns = packet.edns_of(data, opt)
+    if not packet.whole_options(edns.options):
         raise MalformedError
-    rtype, rclass, ttl, length = _RR.unpack_from(data, at)
-    at += _RR.size
-    end = at + length
-    if end > len(data):
-        raise MalformedError
-    if rtype != _OPT:
-        return end, None
-    if data[owner] != 0 or not _options_fit(data, at, end):
-        raise MalformedError
-    return end, Edns(rclass, ttl >> 16 & 0xFF, bool(ttl & DO), bool(length))
-
-
-def _options_fit(data: bytes, at: int, end: int) -> bool:
-    while at < end:
-        if at + 4 > end:
-            return False
-        at += 4 + int.from_bytes(data[at + 2 : at + 4], "big")
-    return at == end
+    return edns
 
 
 def response_flags(query_flags: int, rcode: int, *, authoritative: bool) -> int:
     """QR and RA, RD and CD as asked; AD is never claimed."""
-    flags = QR | RA | (query_flags & (OPCODE_MASK | RD | CD)) | (rcode & 0xF)
+    flags = QR | RA | (query_flags & (OPCODE | RD | CD)) | (rcode & 0xF)
     return flags | AA if authoritative else flags
 
 
 def opt_record(edns: Edns, size: int, rcode: int = 0) -> bytes:
     """Our OPT: what we can take, and DO as asked (RFC 3225 3)."""
-    ttl = (rcode >> 4) << 24 | (DO if edns.dnssec_ok else 0)
-    return b"\0" + _RR.pack(_OPT, size, ttl, 0)
+    return packet.opt_record(size, edns.dnssec, extended=rcode >> 4)
 
 
 def refusal(data: bytes, rcode: int, query: Query | None, max_udp: int) -> bytes:

@@ -104,6 +104,28 @@ class Answer(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True, rena
     detail: str = ""
 
 
+class PortSpan(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Ports `first` to `last`, both included."""
+
+    protocol: str
+    first: int
+    last: int
+
+
+class Allowed(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """All that is allowed from one to another, whether somebody listens or not.
+
+    `source` and `destination` are in np-guard's words, `text` too. `other` is true where protocols
+    without ports are allowed as well: ICMP.
+    """
+
+    source: str
+    destination: str
+    text: str
+    ports: tuple[PortSpan, ...] = ()
+    other: bool = False
+
+
 class Reachability(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True, rename="camel"):
     """The document `podwire reach -o json` prints."""
 
@@ -115,6 +137,8 @@ class Reachability(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True
     answers: tuple[Answer, ...]
     skipped: dict[str, str] = {}
     elapsed_s: float = 0.0
+    connections: tuple[Allowed, ...] = ()
+    """Of computed ones: nobody can ask all ports and addresses by packets."""
 
     @property
     def all_allowed(self) -> bool:

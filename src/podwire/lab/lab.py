@@ -20,7 +20,7 @@ import msgspec
 
 from podwire.client import Api, Endpoint
 from podwire.errors import ApiError, LabError, NotFoundError, UsageError
-from podwire.explain import live, policies, programmed, reach
+from podwire.explain import live, policies, programmed, reach, staticlive
 from podwire.explain.probes import wire as probes
 from podwire.kernel import features
 from podwire.lab import dnsaddon, kubeconfig, launch, manifests, status, waiting, wire
@@ -29,7 +29,9 @@ from podwire.lab.paths import LabPaths
 from podwire.lab.spec import LabSpec
 from podwire.objects import kinds
 from podwire.objects.core import Pod
+from podwire.objects.documents import Document, load, parse
 from podwire.objects.meta import Key
+from podwire.policy.evaluate import DEFAULT, Semantics
 from podwire.runtime.containers import Image
 from podwire.runtime.oci.store import ImageStore
 
@@ -169,17 +171,17 @@ class Lab:
         wait_s: float | None = _DEFAULT_WAIT_S,
     ) -> list[manifests.Applied]:
         """Apply files and folders; with `wait_s`, return only when everything is Ready."""
-        return self.apply_documents(manifests.load(paths), namespace=namespace, wait_s=wait_s)
+        return self.apply_documents(load(paths), namespace=namespace, wait_s=wait_s)
 
     def apply_text(
         self, text: str, *, namespace: str = "default", wait_s: float | None = _DEFAULT_WAIT_S
     ) -> list[manifests.Applied]:
-        documents = list(manifests.parse(text, "<text>"))
+        documents = list(parse(text, "<text>"))
         return self.apply_documents(documents, namespace=namespace, wait_s=wait_s)
 
     def apply_documents(
         self,
-        documents: Sequence[manifests.Document],
+        documents: Sequence[Document],
         *,
         namespace: str = "default",
         wait_s: float | None = _DEFAULT_WAIT_S,
@@ -190,7 +192,7 @@ class Lab:
         return applied
 
     def delete(self, *paths: str | Path, namespace: str = "default") -> list[manifests.Applied]:
-        documents = manifests.load(paths)
+        documents = load(paths)
         return self.call(lambda api: manifests.Applier(api, namespace).delete(documents))
 
     def wait_ready(
@@ -266,6 +268,15 @@ class Lab:
             raise NotFoundError(f'pods "{name}" not found in namespace {namespace}')
         candidates.sort(key=lambda pod: (pod.metadata.name != name, not pod.ready))
         return LabPod(self, candidates[0])
+
+    def reach_static(
+        self,
+        options: reach.ReachOptions = reach.EVERYTHING,
+        semantics: Semantics = DEFAULT,
+        version: int = 4,
+    ) -> tuple[reach.Reachability, tuple[str, ...]]:
+        """The same matrix computed from the policies there are, and what could not be read."""
+        return self.call(lambda api: staticlive.reach_computed(api, options, semantics, version))
 
     def reach(self, options: reach.ReachOptions = reach.EVERYTHING) -> reach.Reachability:
         """The live matrix of who reaches whom, by real packets."""

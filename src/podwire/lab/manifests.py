@@ -1,6 +1,6 @@
 """Manifests as people keep them, applied to an API server.
 
-    files -> documents with file:line -> kinds by discovery -> create, or three-way merge
+    documents (`objects.documents`) -> kinds by discovery -> create, or three-way merge
 
 The merge is the one `kubectl apply` does for kinds without a merge strategy: last applied
 configuration, new manifest and live object give a JSON merge patch (RFC 7386), lists whole.
@@ -9,16 +9,14 @@ configuration, new manifest and live object give a JSON merge patch (RFC 7386), 
 from __future__ import annotations
 
 import asyncio
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-import yaml
 
 from podwire.errors import AlreadyExistsError, ApiError, NotFoundError, PodwireError, UsageError
+from podwire.objects.documents import Document, refuse_duplicates
 from podwire.objects.meta import JsonObject
 
 if TYPE_CHECKING:
@@ -27,7 +25,6 @@ if TYPE_CHECKING:
 
 _MERGE_PATCH = "application/merge-patch+json"
 LAST_APPLIED = "kubectl.kubernetes.io/last-applied-configuration"
-_SUFFIXES = (".yaml", ".yml", ".json")
 # What others lean on goes first; workloads last, so that they find their configuration.
 _ORDER = (
     "Namespace",
@@ -42,26 +39,6 @@ _CONCURRENCY = 32
 
 
 @dataclass(frozen=True)
-class Document:
-    """One object of a manifest and where it was read."""
-
-    origin: str
-    obj: JsonObject
-
-    @property
-    def kind(self) -> str:
-        return str(self.obj.get("kind", ""))
-
-    @property
-    def api_version(self) -> str:
-        return str(self.obj.get("apiVersion", ""))
-
-    @property
-    def name(self) -> str:
-        return str((self.obj.get("metadata") or {}).get("name", ""))
-
-
-@dataclass(frozen=True)
 class Applied:
     """What became of one document: `created`, `configured`, `unchanged` or `deleted`."""
 
@@ -73,102 +50,6 @@ class Applied:
 
     def __str__(self) -> str:
         return f"{self.resource}/{self.document.name} {self.verdict}"
-
-
-# --- reading ------------------------------------------------------------------------------------
-
-
-def load(paths: Sequence[str | Path]) -> list[Document]:
-    """Every object in the files, folders (recursively) and `-` (standard input), in order."""
-    documents = [document for path in paths for document in _load_path(str(path))]
-    refuse_duplicates(documents)
-    return documents
-
-
-def refuse_duplicates(documents: Iterable[Document], namespace: str = "default") -> None:
-    """Raise `UsageError` where two documents are one object: which of them wins would be chance."""
-    seen: dict[tuple[str, str, str, str], str] = {}
-    for document in documents:
-        if not document.name:
-            continue  # generateName
-        scope = str((document.obj.get("metadata") or {}).get("namespace") or namespace)
-        group = document.api_version.rpartition("/")[0]
-        identity = (group, document.kind, scope, document.name)
-        if identity in seen:
-            raise UsageError(
-                f"{document.origin}: {document.kind} {scope}/{document.name}: "
-                f"is already in {seen[identity]}; keep one of them"
-            )
-        seen[identity] = document.origin
-
-
-def _load_path(path: str) -> Iterator[Document]:
-    if path == "-":
-        yield from parse(sys.stdin.read(), "<stdin>")
-        return
-    if path.startswith(("http://", "https://")):
-        raise UsageError(
-            f"{path}: podwire does not reach out of the machine; "
-            f"`curl -L {path} | podwire apply -f -`"
-        )
-    found = Path(path)
-    if found.is_dir():
-        files = sorted(f for f in found.rglob("*") if f.suffix in _SUFFIXES and f.is_file())
-        if not files:
-            raise UsageError(f"{path}: holds no {', '.join(_SUFFIXES)} file")
-    elif found.is_file():
-        files = [found]
-    else:
-        raise UsageError(f"{path}: no such file or folder")
-    for file in files:
-        try:
-            text = file.read_text(encoding="utf-8")
-        except UnicodeDecodeError as error:
-            raise UsageError(f"{file}: not YAML: is not UTF-8 at byte {error.start}") from error
-        yield from parse(text, str(file))
-
-
-def parse(text: str, origin: str) -> Iterator[Document]:
-    """The objects of one YAML or JSON text; a `List` is taken apart."""
-    try:
-        loader = yaml.CSafeLoader(text)
-        while loader.check_node():
-            node = loader.get_node()
-            if node is not None:
-                yield from _documents(
-                    loader.construct_document(node), f"{origin}:{node.start_mark.line + 1}"
-                )
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"{origin}:{mark.line + 1}" if mark else origin
-        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
-        raise UsageError(f"{where}: not YAML: {problem}") from error
-
-
-def _documents(value: Any, origin: str) -> Iterator[Document]:
-    if value is None:
-        return
-    if not isinstance(value, dict):
-        raise UsageError(f"{origin}: expected a Kubernetes object, found {type(value).__name__}")
-    if str(value.get("kind", "")).endswith("List") and isinstance(value.get("items"), list):
-        for item in value["items"]:
-            yield from _documents(item, origin)
-        return
-    document = Document(origin, value)
-    for name in ("apiVersion", "kind"):
-        if not isinstance(value.get(name), str) or not value[name]:
-            raise UsageError(f"{origin}: Object '{name}' is missing")
-    metadata = value.get("metadata")
-    if metadata is not None and not isinstance(metadata, dict):
-        raise UsageError(f"{origin}: {document.kind}: metadata is not a map")
-    for name, given in (metadata or {}).items():
-        if name in ("name", "namespace", "generateName") and not isinstance(given, str | None):
-            raise UsageError(
-                f"{origin}: {document.kind}: metadata.{name} is not a string; quote it"
-            )
-    if not document.name and not (value.get("metadata") or {}).get("generateName"):
-        raise UsageError(f"{origin}: {document.kind}: metadata.name is missing")
-    yield document
 
 
 # --- applying -----------------------------------------------------------------------------------

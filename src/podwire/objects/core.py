@@ -433,6 +433,11 @@ class Node(Object):
         return [text for text in found if _is_address(text)]
 
     @property
+    def ips(self) -> list[str]:
+        """Internal and external ones, and whatever else is an address."""
+        return [a.address for a in self.status.addresses if _is_address(a.address)]
+
+    @property
     def ready(self) -> bool:
         return any(c.type == "Ready" and c.status == "True" for c in self.status.conditions)
 

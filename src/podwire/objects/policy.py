@@ -58,7 +58,7 @@ class NetworkPolicy(Object):
 
 
 class NamespacedPods(View):
-    """Both selectors are required; v1alpha1 and v1alpha2 agree."""
+    """Both selectors are required in v1alpha1, `podSelector` only in v1alpha2."""
 
     namespace_selector: LabelSelector | None = None
     pod_selector: LabelSelector | None = None

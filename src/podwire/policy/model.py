@@ -177,10 +177,10 @@ class Policy:
         return direction in self.isolates or bool(self.rules(direction))
 
     @property
-    def order(self) -> tuple[int, int, PolicyRef]:
-        """Tier, then ascending priority; equal priorities go by name, which the API leaves open
-        and Calico and kube-network-policies do."""
-        return (self.tier, self.priority, self.ref)
+    def order(self) -> tuple[int, int, str, PolicyRef]:
+        """Tier, then ascending priority; equal priorities go by name, of whatever kind, which the
+        API leaves open and Calico and kube-network-policies do."""
+        return (self.tier, self.priority, self.ref.name, self.ref)
 
 
 def in_order(policies: Sequence[Policy]) -> tuple[Policy, ...]:

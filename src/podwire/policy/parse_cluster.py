@@ -52,11 +52,10 @@ _KIND_TIERS: Final = {
     "AdminNetworkPolicy": Tier.ADMIN,
     "BaselineAdminNetworkPolicy": Tier.BASELINE,
 }
-_ACTIONS: Final[Mapping[str, Action]] = {
-    "Accept": "Accept",
-    "Allow": "Accept",
-    "Deny": "Deny",
-    "Pass": "Pass",
+_ACTIONS: Final[Mapping[str, Mapping[str, Action]]] = {
+    "ClusterNetworkPolicy": {"Accept": "Accept", "Deny": "Deny", "Pass": "Pass"},
+    "AdminNetworkPolicy": {"Allow": "Accept", "Deny": "Deny", "Pass": "Pass"},
+    "BaselineAdminNetworkPolicy": {"Allow": "Accept", "Deny": "Deny"},
 }
 T = TypeVar("T", bound=msgspec.Struct)
 
@@ -72,6 +71,10 @@ def parse_cluster_policy(obj: ClusterPolicy, kind: str = "") -> Policy:
     tier = _KIND_TIERS.get(ref.kind, _TIERS.get(spec.tier))
     if tier is None:
         raise PolicyError(ref, "spec.tier", f"{spec.tier!r}: want Admin or Baseline")
+    if ref.kind not in _ACTIONS:
+        raise PolicyError(ref, "kind", f"{ref.kind!r}: want one of {', '.join(_ACTIONS)}")
+    if ref.kind == "BaselineAdminNetworkPolicy" and ref.name != "default":
+        raise PolicyError(ref, "metadata.name", f"{ref.name!r}: there is one only, named default")
     if not 0 <= spec.priority <= 1000:
         text = f"{spec.priority}: must be between 0 and 1000, inclusive"
         raise PolicyError(ref, "spec.priority", text)
@@ -97,14 +100,12 @@ def _subject(ref: PolicyRef, obj: ClusterPolicy) -> PodsPeer:
 def _pods(
     ref: PolicyRef, path: str, namespaces: LabelSelector | None, pods: NamespacedPods | None
 ) -> PodsPeer:
+    """`pods.namespaceSelector` may be left out since v1alpha2: all namespaces, as an empty one."""
     if pods is None:
         return PodsPeer(namespaces=read_selector(ref, f"{path}.namespaces", namespaces))
-    for name, selector in (
-        ("namespaceSelector", pods.namespace_selector),
-        ("podSelector", pods.pod_selector),
-    ):
-        if selector is None:
-            raise PolicyError(ref, f"{path}.pods.{name}", "is required")
+    # v1alpha1 says "required" of both; its Go clients wrote absent ones as `{}`, everything.
+    if pods.pod_selector is None and ref.kind not in _KIND_TIERS:
+        raise PolicyError(ref, f"{path}.pods.podSelector", "is required")
     where = read_selector(ref, f"{path}.pods.namespaceSelector", pods.namespace_selector)
     chosen = read_selector(ref, f"{path}.pods.podSelector", pods.pod_selector)
     return PodsPeer(chosen, namespaces=where)
@@ -118,9 +119,11 @@ def _rules(
 
 def _rule(ref: PolicyRef, direction: Direction, index: int, rule: ClusterPolicyRule) -> Rule:
     path = f"spec.{direction}[{index}]"
-    action = _ACTIONS.get(rule.action)
+    actions = _ACTIONS[ref.kind]
+    action = actions.get(rule.action)
     if action is None:
-        raise PolicyError(ref, f"{path}.action", f"{rule.action!r}: want Accept, Deny or Pass")
+        text = f"{rule.action!r}: want one of {', '.join(actions)}"
+        raise PolicyError(ref, f"{path}.action", text)
     word, said = ("from", rule.sources) if direction == "ingress" else ("to", rule.destinations)
     if not said:
         raise PolicyError(ref, f"{path}.{word}", "needs at least one peer")

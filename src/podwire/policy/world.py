@@ -145,7 +145,7 @@ def view_namespace(namespace: Namespace) -> tuple[str, dict[str, str]]:
 
 def view_node(node: Node) -> NodeView:
     """All of `status.addresses` that are addresses: a name is none."""
-    ips = tuple(ip_address(text) for text in node.internal_ips)
+    ips = tuple(dict.fromkeys(ip_address(text) for text in node.ips))
     return NodeView(node.metadata.name, node.metadata.labels, ips)
 
 

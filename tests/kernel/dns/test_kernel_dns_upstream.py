@@ -14,9 +14,10 @@ from dns_fakes import POD, FakeZone, query, rcode, respond, show
 
 from podwire.dns import packet
 from podwire.dns.corefile import parse_corefile
+from podwire.dns.front import Front
 from podwire.dns.packet import Question, parse_question
 from podwire.dns.server import Server, bind
-from podwire.dns.slowpath import Front, SlowPath, World
+from podwire.dns.slowpath import SlowPath, World
 from podwire.dns.upstream import SocketTransport, UpstreamError
 from podwire.kernel.rtnl import Rtnl, loopback_up
 
@@ -255,6 +256,7 @@ def test_a_whole_server_and_a_loop_through_itself() -> None:
                 "example.org. 30 IN A 192.0.2.1"
             ]
         assert len(upstream.peers) == 1, "the second came from the cache"
+        assert sum(server.latency.histogram.counts) == 1, "the loop times what it answers itself"
         assert rcode(await ask_over_udp(port, query("no.cluster.local"))) == "NXDOMAIN"
         slow.start((HOST, port))
         async with asyncio.timeout(10):

@@ -15,9 +15,10 @@ from virtual_time import run
 
 from podwire.dns import config, packet
 from podwire.dns.cache import Cache, cache_key
+from podwire.dns.front import Front
 from podwire.dns.index import Changes
 from podwire.dns.request import name_from_text
-from podwire.dns.slowpath import Front, SlowPath
+from podwire.dns.slowpath import SlowPath
 
 TEXT = ". {\n cache %s\n forward . 10.0.0.1\n}"
 

@@ -13,6 +13,7 @@ from virtual_time import run
 
 from podwire.dns import packet
 from podwire.dns.corefile import parse_corefile
+from podwire.dns.front import Front
 from podwire.dns.index import Changes
 from podwire.dns.packet import parse_question
 from podwire.dns.plugins.autopath import search_list
@@ -20,7 +21,7 @@ from podwire.dns.plugins.hosts import parse_hosts
 from podwire.dns.plugins.loadbalance import find_run, shuffle
 from podwire.dns.seam import Client
 from podwire.dns.seam import SlowPath as SlowPathSeam
-from podwire.dns.slowpath import Front, SlowPath, World
+from podwire.dns.slowpath import SlowPath, World
 
 ZONE = {
     ("web.shop.svc.cluster.local.", "A"): ["web.shop.svc.cluster.local. 5 IN A 10.96.0.80"],

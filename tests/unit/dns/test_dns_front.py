@@ -10,8 +10,9 @@ from virtual_time import run
 
 from podwire.dns.corefile import parse_corefile
 from podwire.dns.external import ExternalNames
+from podwire.dns.front import Front
 from podwire.dns.index import PodMode
-from podwire.dns.slowpath import Front, SlowPath, World, zone_options
+from podwire.dns.slowpath import SlowPath, World, zone_options
 
 
 def outside(wire: bytes) -> bytes:

@@ -54,6 +54,7 @@ def test_every_alias_on_the_way_has_them_too_for_the_shortest_time() -> None:
         _response("a.example.", rcode=3),
         _response("a.example.", "a.example. 5 CNAME b.example.", "b.example. 5 CNAME a.example."),
     ],
+    ids=["nothing", "too short", "a question", "NXDOMAIN", "a loop"],
 )
 def test_what_is_no_answer_says_nothing(wire: bytes) -> None:
     assert addresses_of(wire) == []

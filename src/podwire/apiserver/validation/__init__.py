@@ -21,6 +21,7 @@ from podwire.apiserver.validation import (
     addresses,
     config,
     crd,
+    crdrules,
     cronjobs,
     endpoints,
     jobs,
@@ -119,6 +120,11 @@ def _is_core(obj: Raw, schema: Schema | None) -> bool:
     return not (schema is not None and schema.custom) and _group(obj) not in _EXTENSION_GROUPS
 
 
+def _custom(obj: Raw, schema: Schema) -> list[FieldError]:
+    errors = crd.validate_value(obj, schema)
+    return errors + crdrules.validate_rules(obj, schema, errors)
+
+
 def validate_create(
     kind: str, obj: dict[str, Any], schema: Schema | None = None
 ) -> list[FieldError]:
@@ -131,7 +137,7 @@ def validate_create(
         obj.get("metadata") or {}, rules.name, rules.namespaced, core=_is_core(obj, schema)
     )
     if schema is not None and schema.custom:
-        return out + crd.validate_value(obj, schema)
+        return out + _custom(obj, schema)
     return out + rules.validate(obj, None)
 
 
@@ -151,7 +157,7 @@ def validate_update(
         new.get("metadata") or {}, old.get("metadata") or {}, core=_is_core(new, schema)
     )
     if schema is not None and schema.custom:
-        return out + crd.validate_value(new, schema)
+        return out + _custom(new, schema)
     if subresource:
         check = _STATUS.get((_group(new), kind)) if subresource == "status" else None
         return out if check is None else out + check(new, old)

@@ -5,26 +5,27 @@ Source: pkg/apis/networking/validation.
 
 from __future__ import annotations
 
-import ipaddress
-from typing import Any
+from collections.abc import Collection, Iterator
 
 from podwire.apiserver import names
 from podwire.apiserver.fields import (
     FieldError,
     GoValue,
     forbidden,
+    go_strings,
     invalid_value,
     not_supported,
     required,
 )
+from podwire.apiserver.ipsyntax import Network, parse_cidr, validate_legacy_cidr
 from podwire.apiserver.validation.meta import (
     Raw,
     each,
     immutable,
     invalid_each,
+    validate_port_or_name,
     validate_selector,
 )
-from podwire.apiserver.validation.pod import PROTOCOLS, validate_port_or_name
 
 # --- ingress ---------------------------------------------------------------------------------
 
@@ -131,48 +132,70 @@ def validate_ingress_class(obj: Raw, old: Raw | None = None) -> list[FieldError]
 
 # --- network policies ------------------------------------------------------------------------
 
+# Upstream names these in its own order, not sorted.
+_POLICY_PROTOCOLS = ("TCP", "UDP", "SCTP")
+_POLICY_TYPES = ("Ingress", "Egress")
+_DIRECTIONS = (("ingress", "from"), ("egress", "to"))
+
 
 def validate_network_policy(obj: Raw, old: Raw | None = None) -> list[FieldError]:
     spec = obj.get("spec") or {}
+    kept = frozenset(text for _, text in policy_cidrs(old)) if old is not None else frozenset()
     out = validate_selector(spec.get("podSelector"), "spec.podSelector")
-    for direction, peers in (("ingress", "from"), ("egress", "to")):
+    for direction, peers in _DIRECTIONS:
         for at, rule in each(spec, direction, "spec"):
             for below, port in each(rule, "ports", at):
                 out += _policy_port(port, below)
             for below, peer in each(rule, peers, at):
-                out += _policy_peer(peer, below)
+                out += _policy_peer(peer, below, kept)
     types = spec.get("policyTypes") or []
-    if len(types) > 2:
+    if len(types) > len(_POLICY_TYPES):
         text = "may not specify more than two policyTypes"
-        return [*out, invalid_value("spec.policyTypes", types, text)]
+        shown = go_strings(types, "networking.PolicyType")
+        return [*out, invalid_value("spec.policyTypes", shown, text)]
     for index, kind in enumerate(types):
-        if kind not in ("Ingress", "Egress"):
-            out.append(not_supported(f"spec.policyTypes[{index}]", kind, ("Egress", "Ingress")))
+        if kind not in _POLICY_TYPES:
+            out.append(not_supported(f"spec.policyTypes[{index}]", kind, _POLICY_TYPES))
     return out
+
+
+def policy_cidrs(policy: Raw) -> Iterator[tuple[str, str]]:
+    """(path, text) of every CIDR of a NetworkPolicy, `except` included."""
+    for direction, peers in _DIRECTIONS:
+        for at, rule in each(policy.get("spec") or {}, direction, "spec"):
+            for below, peer in each(rule, peers, at):
+                block = peer.get("ipBlock")
+                if block is not None:
+                    yield f"{below}.ipBlock.cidr", block.get("cidr") or ""
+                    for index, text in enumerate(block.get("except") or ()):
+                        yield f"{below}.ipBlock.except[{index}]", text
 
 
 def _policy_port(port: Raw, path: str) -> list[FieldError]:
     out: list[FieldError] = []
     protocol, number, end = port.get("protocol"), port.get("port"), port.get("endPort")
-    if protocol is not None and protocol not in PROTOCOLS:
-        out.append(not_supported(f"{path}.protocol", protocol, PROTOCOLS))
-    if number is not None:
-        out += validate_port_or_name(number, f"{path}.port")
-        if isinstance(number, str) and end is not None:
+    if protocol is not None and protocol not in _POLICY_PROTOCOLS:
+        out.append(not_supported(f"{path}.protocol", protocol, _POLICY_PROTOCOLS))
+    if number is None:
+        if end is not None:
+            text = "may not be specified when `port` is not specified"
+            out.append(invalid_value(f"{path}.endPort", end, text))
+    elif isinstance(number, str):
+        if end is not None:
             text = "may not be specified when `port` is non-numeric"
             out.append(invalid_value(f"{path}.endPort", end, text))
-        elif end is not None:
-            if end < number:
-                text = "must be greater than or equal to `port`"
-                out.append(invalid_value(f"{path}.endPort", end, text))
+        out += validate_port_or_name(number, f"{path}.port")
+    else:
+        out += validate_port_or_name(number, f"{path}.port")
+        if end is not None and end < number:
+            text = "must be greater than or equal to `port`"
+            out.append(invalid_value(f"{path}.endPort", end, text))
+        if end is not None:
             out += invalid_each(f"{path}.endPort", end, names.is_port_number(end))
-    elif end is not None:
-        text = "may not be specified when `port` is not specified"
-        out.append(invalid_value(f"{path}.endPort", end, text))
     return out
 
 
-def _policy_peer(peer: Raw, path: str) -> list[FieldError]:
+def _policy_peer(peer: Raw, path: str, kept: Collection[str]) -> list[FieldError]:
     out: list[FieldError] = []
     count = sum(
         peer.get(key) is not None for key in ("podSelector", "namespaceSelector", "ipBlock")
@@ -181,7 +204,7 @@ def _policy_peer(peer: Raw, path: str) -> list[FieldError]:
         out += validate_selector(peer.get(key), f"{path}.{key}")
     block = peer.get("ipBlock")
     if block is not None:
-        out += _ip_block(block, f"{path}.ipBlock")
+        out += _ip_block(block, f"{path}.ipBlock", kept)
     if count == 0:
         out.append(required(path, "must specify a peer"))
     elif count > 1 and block is not None:
@@ -189,26 +212,31 @@ def _policy_peer(peer: Raw, path: str) -> list[FieldError]:
     return out
 
 
-def _ip_block(block: Raw, path: str) -> list[FieldError]:
-    cidr: Any = block.get("cidr") or ""
+def _ip_block(block: Raw, path: str, kept: Collection[str]) -> list[FieldError]:
+    """`kept` are the CIDRs of the stored policy: which of them are new cannot be told by their
+    place, so each may come back as it was.
+
+    Bits beyond the prefix length earn a warning only: the field's own files have them.
+    """
+    cidr = block.get("cidr") or ""
     if not cidr:
         return [required(f"{path}.cidr")]
-    problems = names.is_cidr(cidr)
-    if problems:
-        return invalid_each(f"{path}.cidr", cidr, problems)
-    network = ipaddress.ip_network(cidr, strict=False)
-    out: list[FieldError] = []
+    out = validate_legacy_cidr(f"{path}.cidr", cidr, kept, host_bits=True)
+    parsed = parse_cidr(cidr)
+    if parsed is None:
+        return out
     for index, text in enumerate(block.get("except") or ()):
         at = f"{path}.except[{index}]"
-        problems = names.is_cidr(text)
-        if problems:
-            out += invalid_each(at, text, problems)
-            continue
-        hole = ipaddress.ip_network(text, strict=False)
-        if (
-            hole.version != network.version
-            or hole.prefixlen <= network.prefixlen
-            or not hole.subnet_of(network)  # type: ignore[arg-type]
-        ):
+        out += validate_legacy_cidr(at, text, kept, host_bits=True)
+        hole = parse_cidr(text)
+        if hole is not None and not _strictly_within(hole[1], parsed[1]):
             out.append(invalid_value(at, text, "must be a strict subset of `cidr`"))
     return out
+
+
+def _strictly_within(hole: Network, network: Network) -> bool:
+    return (
+        hole.version == network.version
+        and hole.prefixlen > network.prefixlen
+        and hole.network_address in network
+    )

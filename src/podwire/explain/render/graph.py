@@ -1,70 +1,111 @@
-"""What is allowed, as a graph: Mermaid for READMEs, Graphviz for everything else."""
+"""What is allowed, as a picture: Mermaid for READMEs, Graphviz and SVG for everything else.
+
+    Reachability -> Graph: labels and arrows with ports -> text of one of the forms
+
+A computed reachability is drawn with all its connections, one of packets with what was asked.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 from podwire.explain.reach import Reachability
 from podwire.explain.render.text import connections, join_ports
 
 
-def _nodes(reach: Reachability) -> dict[str, str]:
-    """Every label, also the lonely ones, with a short identifier."""
-    labels = dict.fromkeys(label for pair in connections(reach) for label in pair)
-    for endpoint in (*reach.sources, *reach.destinations):
-        # A pod whose workload is drawn pod by pod is drawn already.
-        if f"{endpoint.key}[Pod]" not in labels:
-            labels.setdefault(endpoint.group)
-    return {label: f"n{number}" for number, label in enumerate(sorted(labels))}
+@dataclass(frozen=True)
+class Graph:
+    """Every label, also the lonely ones, with a short identifier; arrows by (source, destination).
+
+    `colours` are words for arrows that differ from the others: a diff has green and red ones.
+    """
+
+    nodes: Mapping[str, str]
+    edges: Mapping[tuple[str, str], str]
+    colours: Mapping[tuple[str, str], str]
+
+    def by_namespace(self) -> dict[str, list[str]]:
+        """Namespace -> labels; nodes and the outside stand outside of all ("")."""
+        groups: dict[str, list[str]] = {}
+        for label in self.nodes:
+            namespace, slash, _ = label.partition("/")
+            inside = slash and label.endswith("]") and not label.endswith("[External]")
+            groups.setdefault(namespace if inside else "", []).append(label)
+        return groups
 
 
-def _by_namespace(labels: Iterable[str]) -> dict[str, list[str]]:
-    """Namespace -> labels; nodes and the outside host stand outside of all ("")."""
-    groups: dict[str, list[str]] = {}
-    for label in labels:
-        namespace, slash, _ = label.partition("/")
-        inside = slash and label.endswith("]")
-        groups.setdefault(namespace if inside else "", []).append(label)
-    return groups
+def make_graph(
+    edges: Mapping[tuple[str, str], str],
+    lonely: Iterable[str] = (),
+    colours: Mapping[tuple[str, str], str] | None = None,
+) -> Graph:
+    labels = sorted({label for pair in edges for label in pair} | set(lonely))
+    nodes = {label: f"n{number}" for number, label in enumerate(labels)}
+    return Graph(nodes, edges, colours or {})
+
+
+def graph_of(reach: Reachability) -> Graph:
+    if reach.evidence == "static":
+        edges = {(c.source, c.destination): c.text for c in reach.connections if c.ports}
+    else:
+        edges = {pair: join_ports(ports) for pair, ports in connections(reach).items()}
+    drawn = {label for pair in edges for label in pair}
+    # A pod whose workload is drawn pod by pod is drawn already.
+    endpoints = (*reach.sources, *reach.destinations)
+    return make_graph(edges, (e.group for e in endpoints if f"{e.key}[Pod]" not in drawn))
 
 
 def render_mermaid(reach: Reachability) -> str:
     """A `flowchart LR` with one subgraph per namespace."""
-    nodes = _nodes(reach)
-    lines = ["flowchart LR"]
-    for number, (namespace, labels) in enumerate(_by_namespace(nodes).items()):
-        indent = "    " if namespace else "  "
-        if namespace:
-            lines.append(f'  subgraph s{number}["{namespace}"]')
-        lines += [f'{indent}{nodes[label]}["{_short(label)}"]' for label in labels]
-        if namespace:
-            lines.append("  end")
-    lines += [
-        f'  {nodes[source]} -->|"{join_ports(ports)}"| {nodes[destination]}'
-        for (source, destination), ports in connections(reach).items()
-    ]
-    return "\n".join(lines) + "\n"
+    return draw_mermaid(graph_of(reach))
 
 
 def render_dot(reach: Reachability) -> str:
     """A `digraph` with one cluster per namespace."""
-    nodes = _nodes(reach)
+    return draw_dot(graph_of(reach))
+
+
+def draw_mermaid(graph: Graph) -> str:
+    lines = ["flowchart LR"]
+    for number, (namespace, labels) in enumerate(graph.by_namespace().items()):
+        indent = "    " if namespace else "  "
+        if namespace:
+            lines.append(f'  subgraph s{number}["{namespace}"]')
+        lines += [f'{indent}{graph.nodes[label]}["{short(label)}"]' for label in labels]
+        if namespace:
+            lines.append("  end")
+    lines += [
+        f'  {graph.nodes[source]} -->|"{text}"| {graph.nodes[destination]}'
+        for (source, destination), text in graph.edges.items()
+    ]
+    lines += [
+        f"  linkStyle {number} stroke:{graph.colours[pair]}"
+        for number, pair in enumerate(graph.edges)
+        if pair in graph.colours
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def draw_dot(graph: Graph) -> str:
     lines = ["digraph reachability {", "  rankdir=LR;", "  node [shape=box];"]
-    for number, (namespace, labels) in enumerate(_by_namespace(nodes).items()):
+    for number, (namespace, labels) in enumerate(graph.by_namespace().items()):
         if namespace:
             lines += [f"  subgraph cluster_{number} {{", f'    label="{namespace}";']
-        lines += [f'    {nodes[label]} [label="{_short(label)}"];' for label in labels]
+        lines += [f'    {graph.nodes[label]} [label="{short(label)}"];' for label in labels]
         if namespace:
             lines.append("  }")
-    lines += [
-        f'  {nodes[source]} -> {nodes[destination]} [label="{join_ports(ports)}"];'
-        for (source, destination), ports in connections(reach).items()
-    ]
+    for pair, text in graph.edges.items():
+        colour = f", color={graph.colours[pair]}" if pair in graph.colours else ""
+        source, destination = (graph.nodes[label] for label in pair)
+        lines.append(f'  {source} -> {destination} [label="{text}"{colour}];')
     return "\n".join([*lines, "}"]) + "\n"
 
 
-def _short(label: str) -> str:
+def short(label: str) -> str:
     """`shop/web[Deployment]` -> `web (Deployment)`: the namespace is drawn already."""
+    if label.endswith("[External]"):
+        return label.removesuffix("[External]")
     if not label.endswith("]"):
         return label
     name, _, kind = label.partition("/")[2].partition("[")

@@ -47,8 +47,12 @@ def _pod(key: str) -> str:
 def render_connlist(reach: Reachability) -> str:
     """np-guard's form, `shop/web[Deployment] => shop/api[Deployment] : TCP 8080`.
 
-    One line per pair. Only what is allowed is listed.
+    One line per pair. Only what is allowed is listed; of a computed reachability all of it.
     """
+    if reach.evidence == "static":
+        return "".join(
+            f"{c.source} => {c.destination} : {c.text}\n" for c in reach.connections if c.ports
+        )
     lines = [
         f"{source} => {destination} : {join_ports(ports)}"
         for (source, destination), ports in connections(reach).items()

@@ -18,7 +18,7 @@ import dns.rdatatype
 
 from podwire.dns import config
 from podwire.dns.caddyfile import Line, Token
-from podwire.dns.directives import Site, Words, compile_regex
+from podwire.dns.directives.words import Many, Site, Words, compile_regex
 
 _GROUP: Final = re.compile(r"\{(\d+)\}")
 
@@ -193,3 +193,6 @@ def _ttl_range(token: Token) -> tuple[int, int]:
     if least > most:
         raise token.error(f"rewrite: TTL {token.text!r} has its bounds in the wrong order")
     return least, most
+
+
+MANY: Final[Many] = {"rewrite": parse_rewrite}

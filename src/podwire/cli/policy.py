@@ -1,0 +1,174 @@
+"""`podwire policy`: what policies of manifests do, before anybody applies them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+from podwire.cli.output import output_option, print_structured, print_table
+from podwire.cli.static import Choices, reach_files, read_files, semantics_options
+from podwire.errors import UsageError
+from podwire.explain import policytools
+from podwire.explain.policytools import DiffTold, ExposureTold, FindingTold
+from podwire.explain.render.graph import draw_dot, draw_mermaid
+from podwire.explain.render.svg import draw_svg
+from podwire.policy.coverage import Coverage
+
+_FILES = click.option(
+    "-f", "--filename", "files", multiple=True, required=True, metavar="PATH", help="Manifests."
+)
+_PICTURES = {"mermaid": draw_mermaid, "dot": draw_dot, "svg": draw_svg}
+
+
+@click.group()
+def policy() -> None:
+    """Compare, measure and check policies, from manifests; no lab and no root needed."""
+
+
+@policy.command()
+@click.argument("old", metavar="OLD")
+@click.argument("new", metavar="NEW")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Choice(("table", "json", "yaml", *_PICTURES)),
+    default="table",
+    help="How to print the result.",
+)
+@click.option("--exit-code", is_flag=True, help="Exit with 1 when something changes.")
+@semantics_options
+def diff(old: str, new: str, output: str, exit_code: bool, **options: Any) -> None:
+    """Tell which connections change from the manifests OLD to NEW (files or folders)."""
+    choices = Choices(**options)
+    before, after = reach_files([old], choices), reach_files([new], choices)
+    changes = policytools.diff_worlds(before, after)
+    if output in _PICTURES:
+        click.echo(_PICTURES[output](policytools.draw_diff(changes)), nl=False)
+    else:
+        found = policytools.tell_diff(changes, before, after)
+        if not print_structured(found, output):
+            _print_diff(found)
+    if changes and exit_code:
+        raise click.exceptions.Exit(1)
+
+
+def _print_diff(found: DiffTold) -> None:
+    for label in found.workloads_added:
+        click.echo(f"new workload {label}")
+    for label in found.workloads_removed:
+        click.echo(f"no more workload {label}")
+    if not found.changes:
+        click.echo("no connection changes")
+        return
+    columns = ("Change", "Source", "Destination", "Old", "New")
+    rows = [[c.kind, c.source, c.destination, c.old, c.new] for c in found.changes]
+    print_table("Connections", columns, rows)
+
+
+@policy.command()
+@_FILES
+@semantics_options
+@output_option
+def coverage(files: tuple[str, ...], output: str, **options: Any) -> None:
+    """Tell how many pods are isolated per direction, and what is open to whom."""
+    found = policytools.cover(reach_files(files, Choices(**options)))
+    if not print_structured(found, output):
+        _print_coverage(found)
+
+
+def _print_coverage(found: Sequence[Coverage]) -> None:
+    columns = (
+        "Namespace",
+        "Pods",
+        "Ingress-Isolated",
+        "Egress-Isolated",
+        "From-World",
+        "To-World",
+        "From-Namespaces",
+        "To-Namespaces",
+    )
+    rows = [
+        [
+            row.namespace or "(all)",
+            str(row.pods),
+            _share(row.ingress_isolated, row.pods),
+            _share(row.egress_isolated, row.pods),
+            _share(row.from_world, row.pods),
+            _share(row.to_world, row.pods),
+            _share(row.from_namespaces, row.pods),
+            _share(row.to_namespaces, row.pods),
+        ]
+        for row in found
+    ]
+    print_table("Coverage", columns, rows)
+
+
+def _share(part: int, whole: int) -> str:
+    return f"{part} ({part / whole:.0%})" if whole else "0"
+
+
+@policy.command("lint")
+@_FILES
+@click.option("--exit-code", is_flag=True, help="Exit with 1 for errors and warnings.")
+@semantics_options
+@output_option
+def lint_(files: tuple[str, ...], output: str, exit_code: bool, **options: Any) -> None:
+    """Tell what is likely wrong: shadowed, redundant and dangling rules, ties, lost DNS, ..."""
+    choices = Choices(**options)
+    found = policytools.lint_world(read_files(files, choices), choices.semantics)
+    if not print_structured(found, output):
+        _print_findings(found)
+    if exit_code and any(finding.severity != "info" for finding in found):
+        raise click.exceptions.Exit(1)
+
+
+def _print_findings(found: Sequence[FindingTold]) -> None:
+    colours = {"error": "red", "warning": "yellow", "info": "cyan"}
+    for finding in found:
+        place = f"{finding.at}: " if finding.at else ""
+        mark = click.style(finding.severity, fg=colours[finding.severity])
+        click.echo(
+            f"{place}{mark} [{finding.check}] {finding.policy} {finding.path}: {finding.text}"
+        )
+    if not found:
+        click.echo("nothing found")
+
+
+@policy.command()
+@_FILES
+@click.option("--labels", metavar="K=V,...", help="Of the pod (default: all selectors of rules).")
+@semantics_options
+@output_option
+def exposure(files: tuple[str, ...], labels: str | None, output: str, **options: Any) -> None:
+    """Tell what pods that do not exist yet could reach, and who could reach them.
+
+    With --labels a pod with these labels, in the namespace of -n; else one for each selector that
+    rules name, and one that none of them means.
+    """
+    choices = Choices(**options)
+    static = read_files(files, choices)
+    if labels is None:
+        found = policytools.expose(static, choices.semantics)
+    else:
+        own = _labels(labels)
+        found = policytools.expose_pod(static, choices.namespace, own, choices.semantics)
+    if not print_structured(found, output):
+        _print_exposure(found)
+
+
+def _labels(text: str) -> dict[str, str]:
+    labels: dict[str, str] = {}
+    for part in filter(None, text.split(",")):
+        key, equals, value = part.partition("=")
+        if not equals:
+            raise UsageError(f"--labels {part!r}: write KEY=VALUE,KEY=VALUE")
+        labels[key.strip()] = value.strip()
+    return labels
+
+
+def _print_exposure(found: Sequence[ExposureTold]) -> None:
+    columns = ("Pod", "Direction", "Peer", "Connections")
+    rows = [[told.imagined, told.direction, told.peer, told.text] for told in found]
+    print_table("Exposure", columns, rows)

@@ -1,0 +1,198 @@
+"""`podwire policy ...` on a `StaticWorld`: diff, coverage, lint, exposure, as documents. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+
+from podwire.explain.entries import Entry, selected_by, target_ports
+from podwire.explain.render.graph import Graph, make_graph
+from podwire.explain.staticreach import StaticReach
+from podwire.explain.staticworld import StaticWorld
+from podwire.explain.workloads import Owner, Talker
+from podwire.objects.meta import View
+from podwire.policy.connlist import Connection, connections, format_ports, make_actors
+from podwire.policy.coverage import Coverage, measure_coverage
+from podwire.policy.diff import Change, diff_connections
+from podwire.policy.evaluate import DEFAULT, Semantics
+from podwire.policy.exposure import Imagined, imagine, imagine_all, with_imagined
+from podwire.policy.lint import Finding, ServiceLead, lint
+from podwire.policy.reach import Reach
+
+_COLOURS: Mapping[str, str] = {"added": "#1a7f37", "removed": "#cf222e", "changed": "#bf8700"}
+
+
+class ChangeTold(View):
+    """`kind` is added, removed or changed."""
+
+    kind: str
+    source: str
+    destination: str
+    old: str
+    new: str
+    opened: str
+    closed: str
+
+
+class DiffTold(View):
+    changes: tuple[ChangeTold, ...] = ()
+    workloads_added: tuple[str, ...] = ()
+    workloads_removed: tuple[str, ...] = ()
+
+
+class FindingTold(View):
+    """`at` is `file:line`, "" for a policy of a live API."""
+
+    check: str
+    severity: str
+    policy: str
+    path: str
+    text: str
+    at: str = ""
+    others: tuple[str, ...] = ()
+
+
+class ExposureTold(View):
+    """What a pod that does not exist yet could open (`egress`) or be opened by (`ingress`)."""
+
+    imagined: str
+    direction: str
+    peer: str
+    text: str
+
+
+# --- diff ---------------------------------------------------------------------------------------
+
+
+def diff_worlds(old: StaticReach, new: StaticReach) -> list[Change]:
+    return diff_connections(old.connections(), new.connections())
+
+
+def tell_diff(changes: Iterable[Change], old: StaticReach, new: StaticReach) -> DiffTold:
+    before, after = ({actor.label for actor in each.actors} for each in (old, new))
+    return DiffTold(
+        changes=tuple(
+            ChangeTold(
+                kind=change.kind,
+                source=change.source,
+                destination=change.destination,
+                old=format_ports(change.old),
+                new=format_ports(change.new),
+                opened=format_ports(change.opened),
+                closed=format_ports(change.closed),
+            )
+            for change in changes
+        ),
+        workloads_added=tuple(sorted(after - before)),
+        workloads_removed=tuple(sorted(before - after)),
+    )
+
+
+def draw_diff(changes: Iterable[Change]) -> Graph:
+    """Green is added, red removed, yellow changed; what stays as it was is left out."""
+    edges: dict[tuple[str, str], str] = {}
+    colours: dict[tuple[str, str], str] = {}
+    for change in changes:
+        pair = change.source, change.destination
+        was, is_ = format_ports(change.old), format_ports(change.new)
+        edges[pair] = {"added": f"+ {is_}", "removed": f"- {was}"}.get(
+            change.kind, f"{was} -> {is_}"
+        )
+        colours[pair] = _COLOURS[change.kind]
+    return make_graph(edges, (), colours)
+
+
+# --- coverage, lint -----------------------------------------------------------------------------
+
+
+def cover(static: StaticReach) -> list[Coverage]:
+    # Without the ingress controller: it is nobody's pod.
+    bare = StaticReach(replace(static.static, entries=()), static.reach.semantics)
+    return measure_coverage(bare.reach, static.static.policy_set)
+
+
+def lint_world(static: StaticWorld, semantics: Semantics = DEFAULT) -> list[FindingTold]:
+    reach = Reach(static.world, static.policy_set, semantics)
+    found = lint(reach, static.policy_set, list(service_leads(static)))
+    return [_told(static, finding) for finding in found]
+
+
+def _told(static: StaticWorld, finding: Finding) -> FindingTold:
+    return FindingTold(
+        check=finding.check,
+        severity=finding.severity,
+        policy=str(finding.policy),
+        path=finding.path,
+        text=finding.text,
+        at=static.origins.of(finding.policy, finding.path),
+        others=finding.others,
+    )
+
+
+def service_leads(static: StaticWorld) -> Iterator[ServiceLead]:
+    """Every Service port with the pods' own ports behind it."""
+    for key, service in static.services.items():
+        chosen = [talker for talker in static.talkers if selected_by(service, talker.view)]
+        for port in service.spec.ports:
+            entry = Entry("", key, port.port, port.protocol)
+            for talker in chosen:
+                for span in target_ports(service, entry, talker.view):
+                    yield ServiceLead(
+                        str(key), talker.view.key, span.protocol, port.port, span.first
+                    )
+
+
+# --- exposure -----------------------------------------------------------------------------------
+
+
+def expose(static: StaticWorld, semantics: Semantics = DEFAULT) -> list[ExposureTold]:
+    """For each selector of the rules a pod that it alone means, and one that none means."""
+    return _expose(static, semantics, imagine_all(static.policies, static.world))
+
+
+def expose_pod(
+    static: StaticWorld,
+    namespace: str,
+    labels: Mapping[str, str],
+    semantics: Semantics = DEFAULT,
+) -> list[ExposureTold]:
+    """A pod with these labels in that namespace."""
+    words = ",".join(f"{key}={value}" for key, value in labels.items()) or "no labels"
+    label = f"{{pod {words} of namespace {namespace}}}"
+    return _expose(static, semantics, [imagine(label, namespace, labels, static.world)])
+
+
+def _expose(
+    static: StaticWorld, semantics: Semantics, imagined: list[Imagined]
+) -> list[ExposureTold]:
+    reach = Reach(with_imagined(static.world, imagined), static.policy_set, semantics)
+    talkers = [
+        Talker(each.pod, Owner(each.pod.key.namespace, "Pod", each.pod.key.name))
+        for each in imagined
+    ]
+    labels = {talker.view.key: each.label for talker, each in zip(talkers, imagined, strict=True)}
+    names = {t.view.key: labels.get(t.view.key, str(t)) for t in (*static.talkers, *talkers)}
+    workloads = {
+        str(owner): [t.view.key for t in found] for owner, found in static.workloads().items()
+    }
+    workloads |= {label: [key] for key, label in labels.items()}
+    actors = make_actors(reach, workloads, names)
+    wanted = set(labels.values())
+    return [
+        told
+        for found in connections(reach, actors)
+        for told in _exposed(found, wanted)
+        if told.text != format_ports(())
+    ]
+
+
+def _exposed(found: Connection, wanted: set[str]) -> Iterator[ExposureTold]:
+    text = format_ports(found.ports)
+    if found.source in wanted and found.destination not in wanted:
+        yield ExposureTold(
+            imagined=found.source, direction="egress", peer=found.destination, text=text
+        )
+    if found.destination in wanted and found.source not in wanted:
+        yield ExposureTold(
+            imagined=found.destination, direction="ingress", peer=found.source, text=text
+        )

@@ -1,0 +1,246 @@
+"""A cluster read from manifests: pods, namespaces, Services, entries and policies. Pure.
+
+    documents -> StaticWorld: what `reach --static`, `why -f` and `policy ...` are computed from
+
+Nothing of it needs Linux, root or a running lab. What cannot mean anything is refused with file,
+line, object and field; what says nothing about connections is skipped, and `warnings` say so.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Final
+
+import msgspec
+
+from podwire.apiserver.schema import builtin, prune
+from podwire.errors import PolicyError
+from podwire.explain import entries as entry_rules
+from podwire.explain.entries import Entry
+from podwire.explain.reading import convert, name_of, place_of, without_nulls
+from podwire.explain.workloads import TEMPLATES, Gathered, Owner, Talker
+from podwire.objects.core import Namespace, Node, Service
+from podwire.objects.documents import Document, refuse_duplicates
+from podwire.objects.meta import Key
+from podwire.objects.policy import ClusterPolicy, NetworkPolicy
+from podwire.policy.evaluate import PolicySet
+from podwire.policy.model import Policy, PolicyRef, Rule
+from podwire.policy.parse import parse_network_policy
+from podwire.policy.parse_cluster import parse_cluster_policy
+from podwire.policy.world import NodeView, World, make_world, view_node
+
+_POLICY_GROUP: Final = "policy.networking.k8s.io"
+CLUSTER_POLICIES: Final = frozenset(
+    {"ClusterNetworkPolicy", "AdminNetworkPolicy", "BaselineAdminNetworkPolicy"}
+)
+_GROUPS: Final[Mapping[str, frozenset[str]]] = {
+    "": frozenset({"Pod", "ReplicationController", "Namespace", "Node", "Service"}),
+    "apps": frozenset({"Deployment", "StatefulSet", "DaemonSet", "ReplicaSet"}),
+    "extensions": frozenset({"Deployment", "DaemonSet", "ReplicaSet", "Ingress", "NetworkPolicy"}),
+    "batch": frozenset({"Job", "CronJob"}),
+    "networking.k8s.io": frozenset({"NetworkPolicy", "Ingress"}),
+    "route.openshift.io": frozenset({"Route"}),
+    "gateway.networking.k8s.io": entry_rules.ROUTES,
+    _POLICY_GROUP: CLUSTER_POLICIES,
+}
+_SHOWN: Final = 3
+
+
+@dataclass(frozen=True)
+class Origins:
+    """Where each policy was read; empty for those of a live API."""
+
+    documents: Mapping[PolicyRef, Document] = field(default_factory=dict)
+
+    def of(self, ref: PolicyRef, path: str = "") -> str:
+        """`file:line` of a field of a policy, "" where it is not from a file."""
+        document = self.documents.get(ref)
+        return document.line_of(path) if document is not None else ""
+
+    def tell(self, rule: Rule) -> str:
+        """The rule in words, with its place where there is one."""
+        place = self.of(rule.policy, rule.path)
+        return f"{rule} ({place})" if place else str(rule)
+
+
+NOWHERE: Final = Origins()
+
+
+@dataclass(frozen=True)
+class StaticWorld:
+    world: World
+    talkers: tuple[Talker, ...] = ()
+    policies: tuple[Policy, ...] = ()
+    services: Mapping[Key, Service] = field(default_factory=dict)
+    entries: tuple[Entry, ...] = ()
+    origins: Origins = NOWHERE
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def policy_set(self) -> PolicySet:
+        return PolicySet(self.policies)
+
+    def workloads(self) -> dict[Owner, list[Talker]]:
+        """Talkers by owner, sorted by what they are called."""
+        found: dict[Owner, list[Talker]] = {}
+        for talker in self.talkers:
+            found.setdefault(talker.owner, []).append(talker)
+        return {owner: found[owner] for owner in sorted(found, key=str)}
+
+
+def read_world(
+    documents: Sequence[Document],
+    *,
+    namespace: str = "default",
+    host_network_as_pods: bool = False,
+    warnings: Iterable[str] = (),
+) -> StaticWorld:
+    """`namespace` is where objects are that name none; `warnings` are earlier ones, kept.
+
+    `host_network_as_pods`: policies meet hostNetwork pods by their labels, as they do with plugins
+    that can tell these pods' traffic from their node's; else they are their node. Kubernetes
+    permits both. Raises `UsageError`.
+    """
+    reader = _Reader(namespace, list(warnings))
+    refuse_duplicates((d for d in documents if _is_read(d)), namespace)
+    for document in documents:
+        reader.read(document)
+    return reader.world(host_network_as_pods)
+
+
+def _is_read(document: Document) -> bool:
+    return document.kind in _GROUPS.get(document.group, ())
+
+
+@dataclass
+class _Reader:
+    namespace: str
+    warnings: list[str]
+    namespaces: dict[str, Mapping[str, str]] = field(default_factory=dict)
+    nodes: list[NodeView] = field(default_factory=list)
+    services: dict[Key, Service] = field(default_factory=dict)
+    entries: list[Entry] = field(default_factory=list)
+    policies: dict[PolicyRef, Policy] = field(default_factory=dict)
+    origins: dict[PolicyRef, Document] = field(default_factory=dict)
+    skipped: dict[str, list[str]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.workloads = Gathered(self.namespace)
+
+    def read(self, document: Document) -> None:
+        kind = document.kind
+        if not _is_read(document):
+            self.skipped.setdefault(kind, []).append(f"{document.origin}: {name_of(document)}")
+        elif kind in TEMPLATES or kind == "Pod":
+            self.workloads.add(document)
+        elif kind in entry_rules.KINDS:
+            self.entries += entry_rules.read_entries(document, self.namespace)
+        else:
+            _READERS.get(kind, _Reader.policy)(self, document)
+
+    def namespace_(self, document: Document) -> None:
+        found = convert(document, document.obj, Namespace)
+        self.namespaces[found.metadata.name] = found.metadata.labels
+
+    def node(self, document: Document) -> None:
+        self.nodes.append(view_node(convert(document, document.obj, Node)))
+
+    def service(self, document: Document) -> None:
+        found = convert(document, document.obj, Service)
+        place = found.metadata.namespace or self.namespace
+        metadata = msgspec.structs.replace(found.metadata, namespace=place)
+        self.services[Key(place, document.name)] = msgspec.structs.replace(found, metadata=metadata)
+
+    # --- policies ---
+
+    def policy(self, document: Document) -> None:
+        policy = read_policy(document, self.namespace)
+        self._tell_unknown_fields(document)
+        self.policies[policy.ref] = policy
+        self.origins[policy.ref] = document
+        if policy.ref.kind == "AdminNetworkPolicy":
+            self._refuse_tie(document, policy)
+
+    def _refuse_tie(self, document: Document, policy: Policy) -> None:
+        """v1alpha1 leaves the order of equal priorities to chance; later versions are lint's."""
+        for ref, other in self.policies.items():
+            same_kind = ref.kind == policy.ref.kind and ref != policy.ref
+            if same_kind and other.priority == policy.priority:
+                text = f"{policy.priority}: {ref} has it too, so neither of them comes first"
+                raise PolicyError(
+                    f"{document.line_of('spec.priority')}: {policy.ref}", "spec.priority", text
+                )
+
+    def _tell_unknown_fields(self, document: Document) -> None:
+        """A misspelt field is lost without a word, and a policy without it means something else."""
+        schema = builtin(document.group, document.api_version.rpartition("/")[2], document.kind)
+        if schema is None:
+            return
+        for path in prune(copy.deepcopy(document.obj), schema):
+            if path == "status":  # of older servers, which wrote one
+                continue
+            self.warnings.append(
+                f"{document.line_of(path)}: {name_of(document, self.namespace)}: "
+                f'unknown field "{path}" means nothing'
+            )
+
+    # --- together ---
+
+    def world(self, host_network_as_pods: bool) -> StaticWorld:
+        talkers = self.workloads.talkers()
+        hosts = [talker for talker in talkers if talker.view.host_network]
+        if hosts:
+            reading = "by their labels" if host_network_as_pods else "as their node's"
+            self.warnings.append(
+                f"{hosts[0].origin}: {hosts[0]}: {len(hosts)} of the pods use the host's network; "
+                f"policies are read to treat their traffic {reading} (see --host-network)"
+            )
+        if host_network_as_pods:
+            talkers = [
+                replace(talker, view=replace(talker.view, host_network=False)) for talker in talkers
+            ]
+        return StaticWorld(
+            world=make_world([talker.view for talker in talkers], self.namespaces, self.nodes),
+            talkers=tuple(talkers),
+            policies=tuple(self.policies.values()),
+            services=self.services,
+            entries=tuple(self.entries),
+            origins=Origins(self.origins),
+            warnings=tuple(self.warnings) + tuple(self._skips()),
+        )
+
+    def _skips(self) -> Iterable[str]:
+        for kind, places in self.skipped.items():
+            for place in places[:_SHOWN]:
+                yield f"{place}: skipped, no connections are read from this kind"
+            if len(places) > _SHOWN:
+                yield f"{len(places) - _SHOWN} more objects of kind {kind} are skipped"
+
+
+_READERS: Final[Mapping[str, Callable[[_Reader, Document], None]]] = {
+    "Namespace": _Reader.namespace_,
+    "Node": _Reader.node,
+    "Service": _Reader.service,
+}
+
+
+def read_policy(document: Document, namespace: str = "default") -> Policy:
+    """Any policy kind; the error names file, line, object and field."""
+    cluster = document.kind in CLUSTER_POLICIES
+    scope = "" if cluster else (document.namespace or namespace)
+    ref = PolicyRef(document.kind, scope, document.name)
+    cause: Exception
+    try:
+        raw = without_nulls(document.obj)
+        if cluster:
+            return parse_cluster_policy(msgspec.convert(raw, ClusterPolicy))
+        obj = msgspec.convert(raw, NetworkPolicy)
+        metadata = msgspec.structs.replace(obj.metadata, namespace=scope)
+        return parse_network_policy(msgspec.structs.replace(obj, metadata=metadata))
+    except PolicyError as error:
+        path, text, cause = error.path, error.message, error
+    except msgspec.ValidationError as error:
+        (text, path), cause = place_of(error), error
+    raise PolicyError(f"{document.line_of(path)}: {ref}", path, text) from cause

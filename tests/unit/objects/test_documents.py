@@ -1,0 +1,78 @@
+"""Documents know the line of each field; what is no object can be told instead of refused."""
+
+from __future__ import annotations
+
+import pytest
+
+from podwire.errors import UsageError
+from podwire.objects.documents import parse
+
+POLICY = """\
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: web}
+spec:
+  podSelector: {}
+  ingress:
+  - ports: [{port: 80}]
+  - from:
+    - podSelector: {}
+"""
+
+
+@pytest.mark.parametrize(
+    ("path", "line"),
+    [
+        ("", 1),
+        ("spec", 4),
+        ("spec.ingress[0]", 7),
+        ("spec.ingress[0].ports[0].port", 7),
+        ("spec.ingress[1].from[0]", 9),
+        ("spec.ingress[1].from[7]", 8),
+        ("spec.ingress[1].to", 8),
+        ("spec.egress[3].to", 4),
+    ],
+)
+def test_a_field_has_a_line_or_that_of_what_is_around_it(path: str, line: int) -> None:
+    (found,) = parse(POLICY, "dir/web.yaml", marks=True)
+    assert found.line_of(path) == f"dir/web.yaml:{line}"
+
+
+def test_without_marks_a_field_is_where_its_object_is() -> None:
+    (found,) = parse(POLICY, "web.yaml")
+    assert found.line_of("spec.ingress[1]") == "web.yaml:1"
+
+
+def test_items_of_a_list_have_their_own_lines_and_need_no_kind() -> None:
+    text = "apiVersion: v1\nkind: PodList\nitems:\n- metadata: {name: a}\n- metadata: {name: b}\n"
+    found = list(parse(text, "f"))
+    assert [(d.origin, d.kind, d.api_version, d.name) for d in found] == [
+        ("f:4", "Pod", "v1", "a"),
+        ("f:5", "Pod", "v1", "b"),
+    ]
+
+
+def test_what_is_no_object_is_told_and_skipped() -> None:
+    told: list[str] = []
+    text = f"image: nginx\n---\n[1, 2]\n---\n{POLICY}"
+    assert [d.name for d in parse(text, "values.yaml", stray=told.append)] == ["web"]
+    assert told == [
+        "values.yaml:1: Object 'apiVersion' is missing",
+        "values.yaml:3: expected a Kubernetes object, found list",
+    ]
+
+
+def test_what_is_no_yaml_is_refused_all_the_same() -> None:
+    with pytest.raises(UsageError, match="f:1: not YAML"):
+        list(parse("a: b: c", "f", stray=lambda _: None))
+
+
+def test_a_marker_that_concatenation_glued_to_a_line_is_seen() -> None:
+    """As in `cat a.yaml b.yaml`; what is YAML already keeps its dashes."""
+    glued = (
+        "apiVersion: v1\nkind: Pod\nmetadata: {name: a}\nspec:\n  x:\n  - {}---\n# next\n" + POLICY
+    )
+    found = list(parse(glued, "f", marks=True))
+    assert [(d.name, d.line_of("spec")) for d in found] == [("a", "f:4"), ("web", "f:11")]
+    text = "apiVersion: v1\nkind: Pod\nmetadata: {name: a}\nspec: |\n  x---\n  # y\n"
+    assert [d.obj["spec"] for d in parse(text, "f")] == ["x---\n# y\n"]
