@@ -28,7 +28,7 @@ from podwire.policy.model import (
     Tier,
 )
 from podwire.policy.selector import Expression, Selector
-from podwire.policy.world import ContainerPort, NodeView, PodView, World, make_world
+from podwire.policy.world import ContainerPort, NodeView, PodView, World, make_world, owners_of
 
 HERE = "node-1"
 NODES = {
@@ -323,7 +323,7 @@ def seen_in(flow: Flow, api: Changing) -> Flow | None:
     world = api.world()
     parties = []
     for party in (flow.source, flow.destination):
-        owner = world.owners.get(party.ip)
+        owner = owners_of(world).get(party.ip)
         if isinstance(owner, PodView):
             parties.append(Party(party.ip, pod=owner))
         else:

@@ -25,6 +25,7 @@ from policy_node_worlds import (
     some_flows,
 )
 
+from podwire.kernel.nfpack import Change as SetChange
 from podwire.objects.meta import Key
 from podwire.policy import nftables as nf
 from podwire.policy.classes import Outcome
@@ -377,10 +378,13 @@ def test_a_generation_built_beside_is_the_same_and_the_former_can_go():
     apply(plan, tables)
     check(tables, policies, outcomes_of(api, some))
     for version, family in ((4, "ip"), (6, "ip6")):
+        tables.apply_text(nf.render_switch(nf.Words(version, "b")))
+        tables.apply_elements(
+            SetChange(family, nf.TABLE, f"a-{name}", flush=True) for name in nf.LEADING
+        )
         chains = [name for name in former[family][0] if name != nf.BASE_CHAIN]
         counters = [f"a-{name}" for name in nf.COUNTERS]
-        text = nf.render_switch(nf.Words(version, "b"))
-        tables.apply_text(text + nf.render_removal(version, chains, former[family][1], counters))
+        tables.apply_text(nf.render_removal(version, chains, (), former[family][1], counters))
     check(tables, policies, outcomes_of(api, some))
     apply_change(_pod(X_D, {"k": "1"}), api, policies)
     apply(policies.plan(), tables)
