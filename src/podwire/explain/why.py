@@ -1,6 +1,6 @@
 """Why a connection works or does not, step by step, from the objects alone. Pure.
 
-    name -> address -> programmed on that node? -> frontend -> endpoints -> rules -> verdict
+    name -> address -> programmed on that node? -> frontend -> endpoints -> policies -> rules
 
 The steps are those a packet takes; the last one that is not `ok` is the reason. The same model
 the agents compile (`compile_service`), the same rule for who owns an address (`Claims`), the same
@@ -23,6 +23,7 @@ from podwire.explain.whyendpoints import (
     why_no_endpoints,
     why_not_ready,
 )
+from podwire.explain.whyenforced import judge_targets
 from podwire.explain.whyworld import Destination, World
 from podwire.objects.core import Service, ServicePort
 from podwire.objects.meta import View
@@ -114,10 +115,10 @@ def explain(world: World, source: Endpoint, to: Destination) -> Explanation:
     outcome = evaluate(packet, claims.frontends, domain)
     _tell_frontend(case, claims, packet, outcome)
     _tell_endpoints(case, outcome)
+    expected = _after_policies(case, outcome, _EXPECTED[outcome.verdict])
     rules = _walk(case, claims, packet)
     if rules:
         case.say("rules", f"on node {node}", lines=rules)
-    expected = _EXPECTED[outcome.verdict]
     return Explanation(
         source=source.key,
         destination=to.text,
@@ -408,6 +409,20 @@ def _none_lines(case: _Case, frontend: Frontend, owner: Service | None) -> Seque
         )
     port = _port_of(owner, frontend)
     return why_no_endpoints(owner, port, slices, case.world.snapshot.pods)
+
+
+def _after_policies(case: _Case, outcome: Outcome, expected: Expected) -> Expected:
+    """Policies meet the packet behind the choice of an endpoint; they drop what they deny."""
+    if expected in ("refused", "dropped"):
+        return expected
+    targets = [(ip_address(b.ip), b.port) for b in outcome.backends]
+    if outcome.verdict == "pass":
+        targets = [(case.to.address, case.to.port)]
+    found = judge_targets(case.world, case.source, case.to, targets)
+    if found is None:
+        return expected
+    case.say("policies", found.text, ok=not found.denied, lines=found.lines)
+    return "dropped" if found.denied == found.asked else expected
 
 
 # --- rules and verdict --------------------------------------------------------------------------

@@ -18,6 +18,7 @@ import msgspec
 from podwire.client import Api
 from podwire.errors import PodwireError
 from podwire.explain.endpoints import OUTSIDE_NAME, Endpoint, Snapshot
+from podwire.explain.nodes import ask_nodes
 from podwire.explain.probes.trace import TraceRequest, TraceResponse, parse_trace_response
 from podwire.explain.probes.wire import (
     Probe,
@@ -28,6 +29,7 @@ from podwire.explain.probes.wire import (
 )
 from podwire.explain.programmed import read_reports
 from podwire.explain.reach import probe_source
+from podwire.explain.staticlive import read_static
 from podwire.explain.why import API_VERSION, Explanation, explain
 from podwire.explain.whyworld import (
     Destination,
@@ -40,6 +42,7 @@ from podwire.explain.whyworld import (
 from podwire.kernel.nftrace import TraceHit
 from podwire.objects import kinds
 from podwire.objects.meta import View
+from podwire.policy.report import NodePolicyReport
 from podwire.services import nftables as nf
 
 Agreement = Literal["agrees", "endpoint", "unreached", "bug", "untested"]
@@ -162,8 +165,18 @@ async def read_world(api: Api) -> World:
         api.list(kinds.ENDPOINT_SLICE),
     )
     ready = [node.metadata.name for node in nodes if node.ready]
-    reports = await read_reports(api, ready)
-    return World(Snapshot(pods, nodes), services, slices, reports)
+    _, static = await read_static(api)
+    reports, enforcing = await asyncio.gather(read_reports(api, ready), _enforcing(api, ready))
+    return World(Snapshot(pods, nodes), services, slices, reports, static, enforcing)
+
+
+async def _enforcing(api: Api, nodes: Sequence[str]) -> frozenset[str]:
+    reports = await ask_nodes(api, nodes, "policies", NodePolicyReport)
+    return frozenset(
+        node
+        for node, report in reports.items()
+        if isinstance(report, NodePolicyReport) and report.enforcing
+    )
 
 
 async def why(

@@ -139,7 +139,10 @@ def explain_policies(
 def _explain(
     static: StaticWorld, policies: PolicySet, semantics: Semantics, source: End, asked: _Asked
 ) -> PolicyWhy:
-    flow = Flow(source.party, asked.end.party, asked.protocol, asked.port)
+    talker = asked.end.talker
+    # What a template makes may be several pods, that meet each other and not themselves.
+    judged = bool(asked.via) or (talker is not None and not talker.real)
+    flow = Flow(source.party, asked.end.party, asked.protocol, asked.port, hairpin=judged)
     decision = evaluate(flow, policies, static.world, semantics)
     teller = _Teller(static, policies, asked.services)
     return PolicyWhy(
@@ -158,6 +161,23 @@ def _explain(
             ),
         ),
     )
+
+
+def explain_ends(
+    static: StaticWorld,
+    source: End,
+    destination: End,
+    protocol: int,
+    port: int,
+    *,
+    via: str = "",
+    services: tuple[ServicePort, ...] = (),
+    semantics: Semantics = DEFAULT,
+) -> PolicyWhy:
+    """Of two ends that are known; `via` is the Service between them, `services` are ports that
+    lead to `port`."""
+    asked = _Asked(destination, protocol, port, via, services)
+    return _explain(static, static.policy_set, semantics, source, asked)
 
 
 # --- in words -----------------------------------------------------------------------------------

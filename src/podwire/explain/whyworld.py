@@ -15,6 +15,7 @@ from typing import Final, Literal
 from podwire.errors import NotFoundError, UsageError
 from podwire.explain.endpoints import Endpoint, Snapshot, declared_ports, list_endpoints
 from podwire.explain.selectors import select
+from podwire.explain.staticworld import StaticWorld
 from podwire.objects.core import Node, Pod, Service, ServicePort
 from podwire.objects.discovery import EndpointSlice
 from podwire.objects.meta import Key
@@ -28,12 +29,17 @@ _V6: Final = re.compile(r"^\[(?P<address>[^]]+)\](?::(?P<port>\w+))?$")
 
 @dataclass(frozen=True)
 class World:
-    """What an explanation is made from. `reports` holds words for nodes that cannot be asked."""
+    """What an explanation is made from. `reports` holds words for nodes that cannot be asked.
+
+    `static` are the policies with what they speak of, `enforcing` the nodes that enforce them.
+    """
 
     snapshot: Snapshot
     services: Sequence[Service] = ()
     slices: Sequence[EndpointSlice] = ()
     reports: Mapping[str, NodeReport | str] = field(default_factory=dict)
+    static: StaticWorld | None = None
+    enforcing: frozenset[str] = frozenset()
 
     @property
     def nodes(self) -> Sequence[Node]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import msgspec
@@ -11,6 +12,8 @@ from service_worlds import make_service, make_slice
 from podwire.errors import NotFoundError, UsageError
 from podwire.explain.endpoints import Snapshot
 from podwire.explain.probes.wire import Probe
+from podwire.explain.staticlive import make_static
+from podwire.explain.staticworld import read_policy
 from podwire.explain.why import Explanation, Step, explain
 from podwire.explain.whyendpoints import why_no_endpoints, why_not_ready
 from podwire.explain.whylive import Live, choosing_rules, first_packet, judge
@@ -18,6 +21,7 @@ from podwire.explain.whyworld import Unanswerable, World, find_destination, find
 from podwire.kernel.nftrace import TraceHit
 from podwire.objects.core import Node, Pod, Service
 from podwire.objects.discovery import EndpointSlice
+from podwire.objects.documents import Document
 from podwire.services.report import NodeReport, ServiceReport
 
 CIDRS = {"service_cidrs": ("10.96.0.0/16",), "cluster_cidrs": ("10.244.0.0/16",)}
@@ -347,6 +351,44 @@ def test_another_back_end_means_the_same_by_rules_of_its_own() -> None:
     refused = ask(world(WEB, E1, reports={"node-1": other}), to="svc/web:81")
     assert refused.expected == "refused"
     assert "REJECT" in refused.rules[-1]
+
+
+def _with_policy(where: World, rule: str, nodes: frozenset[str]) -> World:
+    """A NetworkPolicy for the endpoints with one ingress rule, enforced on `nodes`."""
+    document = {
+        "apiVersion": "networking.k8s.io/v1",
+        "kind": "NetworkPolicy",
+        "metadata": {"name": "p", "namespace": "ns1"},
+        "spec": {
+            "podSelector": {"matchLabels": {"app": "web"}},
+            "ingress": [{"from": [{"podSelector": {"matchLabels": {"app": rule}}}]}],
+        },
+    }
+    policy = read_policy(Document("p", document))
+    static = make_static(where.snapshot, where.services, [policy])
+    return dataclasses.replace(where, static=static, enforcing=nodes)
+
+
+def test_policies_are_asked_behind_the_choice_of_an_endpoint() -> None:
+    everywhere = frozenset({"node-1", "node-2"})
+    found = ask(_with_policy(world(WEB, E1, E2), "client", everywhere))
+    assert (found.expected, step(found, "policies").ok) == ("allowed", True)
+    assert "ingress: NetworkPolicy ns1/p spec.ingress[0]" in text_of(found, "policies")
+    found = ask(_with_policy(world(WEB, E1, E2), "other", everywhere))
+    assert (found.expected, step(found, "policies").ok) == ("dropped", False)
+    told = text_of(found, "policies")
+    assert told.startswith("deny it\ningress of ns1/web-1: isolated by NetworkPolicy ns1/p")
+    assert "podSelector: wants app=other, is app=client" in told
+    assert found.reason.startswith("deny it; ingress of ns1/web-1")
+
+
+def test_policies_deny_only_where_they_are_enforced() -> None:
+    found = ask(_with_policy(world(WEB, E1, E2), "other", frozenset({"node-2"})))
+    assert found.expected == "allowed"
+    assert "deny 1 of 2 endpoints" in text_of(found, "policies")
+    assert "denied but not enforced: ns1/web-1" in text_of(found, "policies")
+    found = ask(_with_policy(world(WEB, E1), "other", frozenset({"node-1"})), to="10.244.1.2:8080")
+    assert found.expected == "dropped"
 
 
 def test_another_service_has_the_address() -> None:

@@ -162,6 +162,12 @@ def test_a_service_is_asked_at_the_pods_own_port() -> None:
     assert str(found.directions[1].rule) == "NetworkPolicy shop/api spec.ingress[0] at f.yaml:7"
 
 
+def test_a_workload_with_itself_is_two_of_its_pods() -> None:
+    rule = "  - from: [{podSelector: {matchLabels: {app: api}}}]"
+    assert _why(rule, "shop/api").allowed
+    assert not _why("  - ports: [{port: 1}]", "shop/api").allowed
+
+
 def test_words_that_mean_nothing() -> None:
     static = _static(HEAD)
     with pytest.raises(NotFoundError, match="shop/webb not found; there are shop/api, shop/web"):
