@@ -12,7 +12,7 @@ from podwire.objects.documents import Document
 
 T = TypeVar("T")
 _PLACE: Final = re.compile(
-    r"^(?P<text>.*?)(?: - at `(?:key in )?\$\.?(?P<path>[^`]*)`)?$", re.DOTALL
+    r"^(?P<text>.*?)(?: - at (?:`key` in )?`\$\.?(?P<path>[^`]*)`)?$", re.DOTALL
 )
 
 

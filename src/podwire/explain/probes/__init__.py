@@ -6,10 +6,16 @@ One engine runs per node, inside the node's agent, in a thread of its own. The a
 `ProbeService.handle` on its kubelet HTTP socket as `POST /probe`; the API server's node proxy makes
 that `POST /api/v1/nodes/NODE/proxy/probe`. Bodies are the JSON of `ProbeRequest` and
 `ProbeResponse`.
+
+The engine needs Linux; its words (`wire`) do not, so it is loaded on first use: who only computes
+what packets would do runs anywhere.
 """
 
-from podwire.explain.probes.engine import ProbeEngine
-from podwire.explain.probes.service import ProbeService
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any, Final
+
 from podwire.explain.probes.wire import (
     Identity,
     Probe,
@@ -19,6 +25,12 @@ from podwire.explain.probes.wire import (
     Protocol,
     Verdict,
 )
+
+if TYPE_CHECKING:
+    from podwire.explain.probes.engine import ProbeEngine
+    from podwire.explain.probes.service import ProbeService
+
+_LATE: Final = {"ProbeEngine": "engine", "ProbeService": "service"}
 
 __all__ = [
     "Identity",
@@ -31,3 +43,9 @@ __all__ = [
     "Protocol",
     "Verdict",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LATE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_LATE[name]}"), name)
