@@ -34,6 +34,7 @@ Severity: TypeAlias = Literal["error", "warning", "info"]
 CHECKS: Final[Mapping[str, Severity]] = {
     "dangling-subject": "warning",
     "dangling-peer": "warning",
+    "unknown-namespace": "info",
     "shadowed-rule": "warning",
     "redundant-rule": "info",
     "priority-tie": "error",
@@ -113,10 +114,20 @@ def _rule_alone(rule: Rule, world: World) -> Iterator[Finding]:
     for number, peer in enumerate(rule.peers or ()):
         if not isinstance(peer, PodsPeer):
             continue
-        if not any(selects(peer, pod, world) for pod in world.pods.values()):
-            side = "from" if rule.direction == "ingress" else "to"
+        field = f"{path}.{'from' if rule.direction == 'ingress' else 'to'}[{number}]"
+        if not _meets_namespace(peer, world):
+            text = f"{_words(peer)}: matches no namespace there is"
+            yield Finding("unknown-namespace", ref, field, text)
+        elif not any(selects(peer, pod, world) for pod in world.pods.values()):
             text = f"{_words(peer)}: matches no pod there is"
-            yield Finding("dangling-peer", ref, f"{path}.{side}[{number}]", text)
+            yield Finding("dangling-peer", ref, field, text)
+
+
+def _meets_namespace(peer: PodsPeer, world: World) -> bool:
+    """Files are often a part of a cluster: a namespace they lack is likely elsewhere."""
+    if peer.namespaces is None:
+        return peer.namespace in world.namespaces
+    return any(peer.namespaces.matches(labels) for labels in world.namespaces.values())
 
 
 def _words(peer: PodsPeer) -> str:

@@ -91,14 +91,15 @@ def find_nearest(
 ) -> Near | None:
     """Of the rules that would have been asked before the one that denied; None where none is near.
 
-    Equal ones: the first in order. Of policies that do not select the pod only those that miss it
-    by one label are asked, and they come after those that do.
+    Equal ones: the one whose misses are likelier mistakes, then the first in order. Of policies
+    that do not select the pod only those that miss it by one label are asked, and they come after
+    those that do.
     """
     best: Near | None = None
-    least = _MOST + 1
+    least = (_MOST + 1, 0)
     for rule, misses in _candidates(case, judgement, policies):
         found = (*misses, *_misses(case, rule, services))
-        distance = len(found) + len(misses) * _ELSEWHERE
+        distance = (len(found) + len(misses) * _ELSEWHERE, _weight(found))
         if found and distance < least:
             best, least = Near(rule, found), distance
     return best
