@@ -142,7 +142,7 @@ def recommend(wanted: Wanted, options: Options = DEFAULT_OPTIONS) -> Recommendat
         quiet=tuple(plan.quiet()),
         open_namespaces=plan.open_namespaces(),
         checked=len(wanted.observed),
-        effect=measure(wanted.world, wanted.policies, policies),
+        effect=measure(wanted, policies),
         warnings=tuple(dict.fromkeys(wanted.warnings)),
     )
 
@@ -163,9 +163,11 @@ def check(policies: Sequence[Policy], observed: Iterable[Observed], world: World
         raise RecommendationError(f"the recommended policies would deny {shown}{more}")
 
 
-def measure(world: World, before: Sequence[Policy], added: Sequence[Policy]) -> Effect:
-    """As if `added` were applied to a cluster that has `before`: policies add up, and one of the
-    same name is replaced."""
+def measure(wanted: Wanted, added: Sequence[Policy]) -> Effect:
+    """Of all workloads' pods, as if `added` were applied to what is there: policies add up, and
+    one of the same name is replaced."""
+    world, before = wanted.world, wanted.policies
+    ours = {pod.key for workload in wanted.workloads for pod in workload.pods}
     names = {policy.ref for policy in added}
     after = [policy for policy in before if policy.ref not in names] + list(added)
     addresses = [ip.version for pod in world.pods.values() for ip in pod.ips]
@@ -173,7 +175,7 @@ def measure(world: World, before: Sequence[Policy], added: Sequence[Policy]) -> 
     now, then = (Reach(world, PolicySet(each), version=version) for each in (before, after))
     members: dict[tuple[int, int], int] = {}
     for pod in then.pods:
-        if not pod.host_network:
+        if pod.key in ours and not pod.host_network:
             place = now.group_of[pod.key], then.group_of[pod.key]
             members[place] = members.get(place, 0) + 1
     counts = [0, 0, 0, 0]

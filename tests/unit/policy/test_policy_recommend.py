@@ -83,11 +83,10 @@ def _manifest(found: Recommendation, name: str) -> JsonObject:
 
 
 def _opens(found: Recommendation, source: PodView | str, destination: PodView, port: int) -> bool:
-    ends = [
-        Party(ip_address(end)) if isinstance(end, str) else Party(end.ips[0], end)
-        for end in (source, destination)
-    ]
-    return evaluate(Flow(*ends, 6, port), PolicySet(found.policies), WORLD).allowed
+    client = Party(ip_address(source)) if isinstance(source, str) else Party(source.ips[0], source)
+    flow = Flow(client, Party(destination.ips[0], destination), 6, port)
+    return evaluate(flow, PolicySet(found.policies), WORLD).allowed
+
 
 
 # --- from flows ---------------------------------------------------------------------------------
@@ -256,7 +255,7 @@ def test_pods_of_flows_join_the_workload_of_the_files() -> None:
     known = Known(make_world([template]), [home], complete=True)
     found = needs_of_flows([_record("203.0.113.7", WEB)], known)
     (joined,) = found.wanted.workloads
-    assert (joined.ref, joined.pods) == (home.ref, (WEB,))
+    assert (joined.ref, [pod.key for pod in joined.pods]) == (home.ref, [WEB.key])
     assert set(found.wanted.world.pods) == {WEB.key}
 
 
