@@ -26,7 +26,7 @@ from podwire.policy import ports
 from podwire.policy.evaluate import Flow, Party
 from podwire.policy.flowdocument import API_VERSION, FlowLogDocument
 from podwire.policy.flowneeds import DEFAULT_FLOWS, FlowOptions, Known, needs_of_flows
-from podwire.policy.model import NetworkPeer, Peer, PodsPeer, PortRange
+from podwire.policy.model import Direction, NetworkPeer, Peer, PodsPeer, PortRange
 from podwire.policy.needs import (
     SYSTEM_NAMESPACES,
     Need,
@@ -66,6 +66,7 @@ class Report(msgspec.Struct, frozen=True, rename="camel"):
     idle: tuple[str, ...] = ()
     unselected: Mapping[str, str] = {}
     quiet: tuple[str, ...] = ()
+    left_open: tuple[str, ...] = ()
     without_default_deny: Mapping[str, str] = {}
     checked: int = 0
     denied: int = 0
@@ -175,6 +176,7 @@ def _report(source: str, result: Recommendation) -> Report:
         idle=tuple(map(str, result.idle)),
         unselected={str(ref): why for ref, why in result.unselected.items()},
         quiet=result.quiet,
+        left_open=result.left_open,
         without_default_deny=result.open_namespaces,
         checked=result.checked,
         effect=result.effect,
@@ -198,6 +200,7 @@ def recommend_from_hints(
         reader.observed,
         dns or cluster.dns(),
         complete=True,
+        unsure=reader.unsure(),
         policies=cluster.static.policies,
         warnings=reader.warnings,
     )
@@ -231,6 +234,16 @@ class _Hints:
             for spoken in spoken_to(texts, owner.namespace, self._static.services):
                 self._spoken(workload, spoken)
         self._entries()
+
+    def unsure(self) -> frozenset[tuple[WorkloadRef, Direction]]:
+        """Settings tell of some calls only: others are in the program. Whom a Service leads to is
+        there to be called; whom none leads to is not."""
+        found: set[tuple[WorkloadRef, Direction]] = {(w.ref, "egress") for w in self.workloads}
+        services = self._static.services.values()
+        for talker in self._static.talkers:
+            if any(selected_by(service, talker.view) for service in services):
+                found.add((WorkloadRef(*talker.owner), "ingress"))
+        return frozenset(found)
 
     def _spoken(self, source: Workload, spoken: Spoken) -> None:
         if spoken.problem:
@@ -389,3 +402,5 @@ def summary(report: Report) -> Iterator[str]:
         yield f"no default deny in {namespace}: {why}"
     for text in report.quiet:
         yield f"closed, for nothing was {kind}: {text}"
+    for text in report.left_open:
+        yield f"left open, for nothing was {kind}: {text} (--close-quiet closes it)"

@@ -229,9 +229,9 @@ class _Reader:
             needs,
             self._observed,
             self._known.dns,
-            self._known.complete,
-            self._known.policies,
-            self._warnings,
+            complete=self._known.complete,
+            policies=self._known.policies,
+            warnings=self._warnings,
         )
         return FromFlows(wanted, self._denied, self._portless)
 

@@ -64,10 +64,11 @@ CLUSTER_DNS: Final = DnsServers(
 @dataclass(frozen=True)
 class Options:
     """`namespaces` None: all that `workloads` are in. `directions`: ingress first is the field's
-    advice for a gradual roll-out."""
+    advice for a gradual roll-out. `close_quiet`: leave nothing open out of doubt."""
 
     directions: tuple[Direction, ...] = DIRECTIONS
     include_idle: bool = False
+    close_quiet: bool = False
     namespaces: frozenset[str] | None = None
     staged: bool = False
 
@@ -80,7 +81,8 @@ class Wanted:
     """What a recommendation is made from.
 
     `complete`: these are all workloads there are, so that default deny of a namespace surprises
-    nobody. `policies` are those there now.
+    nobody. `unsure`: directions in which needing nothing proves nothing; they are left open.
+    `policies` are those there now.
     """
 
     world: World
@@ -89,6 +91,7 @@ class Wanted:
     observed: Sequence[Observed] = ()
     dns: DnsServers = CLUSTER_DNS
     complete: bool = True
+    unsure: frozenset[tuple[WorkloadRef, Direction]] = frozenset()
     policies: Sequence[Policy] = ()
     warnings: Sequence[str] = ()
 
@@ -110,7 +113,8 @@ class Effect(msgspec.Struct, frozen=True, rename="camel"):
 @dataclass(frozen=True)
 class Recommendation:
     """`manifests` for kubectl; `idle` workloads are left alone, and so are those of `unselected`,
-    with the reason; `quiet` are isolated in a direction in which they need nothing."""
+    with the reason. `quiet` are closed in a direction in which they need nothing, `left_open` are
+    open in one because nobody can be sure of that."""
 
     manifests: tuple[JsonObject, ...] = ()
     policies: tuple[Policy, ...] = ()
@@ -118,6 +122,7 @@ class Recommendation:
     idle: tuple[WorkloadRef, ...] = ()
     unselected: Mapping[WorkloadRef, str] = field(default_factory=dict)
     quiet: tuple[str, ...] = ()
+    left_open: tuple[str, ...] = ()
     open_namespaces: Mapping[str, str] = field(default_factory=dict)
     checked: int = 0
     effect: Effect = field(default_factory=Effect)
@@ -139,7 +144,8 @@ def recommend(wanted: Wanted, options: Options = DEFAULT_OPTIONS) -> Recommendat
         subjects=tuple(w.ref for w in plan.subjects),
         idle=tuple(w.ref for w in plan.idle),
         unselected=plan.unselected,
-        quiet=tuple(plan.quiet()),
+        quiet=tuple(plan.quiet(unsure=False)),
+        left_open=tuple(plan.quiet(unsure=True)),
         open_namespaces=plan.open_namespaces(),
         checked=len(wanted.observed),
         effect=measure(wanted, policies),
@@ -201,6 +207,7 @@ class _Plan:
         self._options = options
         self._world = wanted.world
         self.unselected: dict[WorkloadRef, str] = {}
+        self._needed = {(need.subject, need.direction) for need in wanted.needs}
         asked = {need.subject for need in wanted.needs}
         inside = [w for w in wanted.workloads if self._is_inside(w) and not _on_host(w)]
         self.idle = [w for w in inside if w.ref not in asked] if not options.include_idle else []
@@ -296,7 +303,14 @@ class _Plan:
             if need.subject == workload.ref:
                 own = wants[need.direction]
                 own[need.peer] = intervals.union(own.get(need.peer, ()), need.ports)
+        for direction in wants:
+            if self._is_left_open(workload.ref, direction):
+                wants[direction] = {None: ports.ALL}
         return wants
+
+    def _is_left_open(self, ref: WorkloadRef, direction: Direction) -> bool:
+        unsure = (ref, direction) in self._wanted.unsure and not self._options.close_quiet
+        return unsure and (ref, direction) not in self._needed
 
     def _names_to(self, workload: Workload) -> Iterator[Need]:
         """Who may not look names up can open nothing by name; who answers must be asked."""
@@ -307,12 +321,13 @@ class _Plan:
 
     # --- what to tell ---
 
-    def quiet(self) -> Iterator[str]:
-        """Directions that are closed because nothing was seen in them."""
-        needed = {(need.subject, need.direction) for need in self._wanted.needs}
+    def quiet(self, *, unsure: bool) -> Iterator[str]:
+        """Directions in which nothing is needed: closed ones, or those left open out of doubt."""
         for workload in self.subjects:
             for direction in self._options.directions:
-                if (workload.ref, direction) not in needed:
+                if (workload.ref, direction) not in self._needed and unsure == self._is_left_open(
+                    workload.ref, direction
+                ):
                     yield f"{workload.ref} {direction}"
 
     def accidents(self, policies: Sequence[Policy]) -> list[PodView]:
