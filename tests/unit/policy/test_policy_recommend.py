@@ -88,7 +88,6 @@ def _opens(found: Recommendation, source: PodView | str, destination: PodView, p
     return evaluate(flow, PolicySet(found.policies), WORLD).allowed
 
 
-
 # --- from flows ---------------------------------------------------------------------------------
 
 
