@@ -24,6 +24,7 @@ from podwire.policy.model import (
     PROTOCOLS,
     Address,
     Direction,
+    Network,
     NetworkPeer,
     Peer,
     Policy,
@@ -89,9 +90,9 @@ class _Reader:
         self._options = options
         ends = [end for record in records for end in (record.source, record.destination)]
         self._pods = {**known.world.pods, **_unknown_pods(ends, known.world)}
-        self._workloads = list(known.workloads)
-        self._of_pod: dict[Key, Workload] = {
-            pod.key: workload for workload in known.workloads for pod in workload.pods
+        self._workloads = {workload.ref: workload for workload in known.workloads}
+        self._home: dict[Key, WorkloadRef] = {
+            pod.key: workload.ref for workload in known.workloads for pod in workload.pods
         }
         self._adopt()
         nodes = {**_nodes(ends), **known.world.nodes}
@@ -102,37 +103,42 @@ class _Reader:
         self._needs: dict[tuple[WorkloadRef, Direction, Peer | None], Intervals] = {}
         self._observed: list[Observed] = []
         self._warnings: list[str] = []
+        self._networks: set[Network] = set()
         self._denied = self._portless = 0
 
     def _adopt(self) -> None:
         """Pods nobody told of join the workload whose selector they match, or are one."""
+        near: dict[str, list[Workload]] = {}
+        for workload in self._known.workloads:
+            near.setdefault(workload.ref.namespace, []).append(workload)
+        joining: dict[WorkloadRef, list[PodView]] = {}
         strangers = []
-        for key, pod in list(self._pods.items()):
-            if key in self._of_pod or pod.host_network:
+        for key, pod in self._pods.items():
+            if key in self._home or pod.host_network:
                 continue
-            home = next((w for w in self._workloads if _belongs(pod, w)), None)
+            home = next((w for w in near.get(key.namespace, ()) if _belongs(pod, w)), None)
             if home is None:
                 strangers.append(pod)
             else:
-                self._join(home, pod)
-        taken = {workload.ref for workload in self._workloads}
+                joining.setdefault(home.ref, []).append(pod)
+        for ref, pods in joining.items():
+            self._join(self._workloads[ref], pods)
         for workload in group_by_labels(strangers):
             ref = workload.ref
-            while ref in taken:
+            while ref in self._workloads:
                 ref = ref._replace(name=f"{ref.name}-seen")
-            taken.add(ref)
-            made = Workload(ref, workload.selector, workload.pods)
-            self._workloads.append(made)
-            self._of_pod |= {pod.key: made for pod in made.pods}
+            self._settle(Workload(ref, workload.selector, workload.pods))
 
-    def _join(self, home: Workload, pod: PodView) -> None:
+    def _join(self, home: Workload, pods: Sequence[PodView]) -> None:
         """A pod that was seen stands for what the template only promised."""
         kept = tuple(member for member in home.pods if not _is_template(member))
         for member in filter(_is_template, home.pods):
             self._pods.pop(member.key, None)
-        wider = Workload(home.ref, home.selector, (*kept, pod))
-        self._workloads[self._workloads.index(home)] = wider
-        self._of_pod |= {member.key: wider for member in wider.pods}
+        self._settle(Workload(home.ref, home.selector, (*kept, *pods)))
+
+    def _settle(self, workload: Workload) -> None:
+        self._workloads[workload.ref] = workload
+        self._home |= {pod.key: workload.ref for pod in workload.pods}
 
     # --- records ---
 
@@ -190,6 +196,9 @@ class _Reader:
     def _network(self, address: Address) -> NetworkPeer:
         prefix = self._options.prefixes[address.version]
         network = ip_network(f"{address}/{prefix}", strict=False)
+        if prefix == address.max_prefixlen or network in self._networks:
+            return NetworkPeer(network)
+        self._networks.add(network)
         inside = sorted(
             str(owner.key if isinstance(owner, PodView) else f"node {owner.name}")
             for ip, owner in self._owners.items()
@@ -206,7 +215,8 @@ class _Reader:
         return self._pods[Key(end.namespace, end.name)].host_network
 
     def _workload(self, end: End) -> Workload | None:
-        return self._of_pod.get(Key(end.namespace, end.name)) if end.kind == "Pod" else None
+        ref = self._home.get(Key(end.namespace, end.name)) if end.kind == "Pod" else None
+        return None if ref is None else self._workloads[ref]
 
     def _party(self, end: End) -> Party:
         address = ip_address(end.ip)
@@ -225,7 +235,7 @@ class _Reader:
             )
         wanted = Wanted(
             self._world,
-            self._workloads,
+            list(self._workloads.values()),
             needs,
             self._observed,
             self._known.dns,

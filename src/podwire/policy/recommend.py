@@ -20,7 +20,7 @@ from podwire.errors import RecommendationError
 from podwire.objects.meta import JsonObject
 from podwire.objects.policy import NetworkPolicy
 from podwire.policy import intervals, ports
-from podwire.policy.evaluate import PolicySet, evaluate, selects
+from podwire.policy.evaluate import PolicySet, selects
 from podwire.policy.intervals import Intervals
 from podwire.policy.model import (
     DIRECTIONS,
@@ -36,6 +36,7 @@ from podwire.policy.parse import parse_network_policy
 from podwire.policy.reach import Reach
 from podwire.policy.render import render_policy
 from podwire.policy.selector import EVERYTHING, Expression, Selector
+from podwire.policy.verdicts import Verdicts
 from podwire.policy.world import PodView, World
 
 DEFAULT_DENY: Final = "default-deny"
@@ -161,8 +162,8 @@ def read_back(manifest: JsonObject) -> Policy:
 
 def check(policies: Sequence[Policy], observed: Iterable[Observed], world: World) -> None:
     """Raises for connections that the policies would deny."""
-    chosen = PolicySet(policies)
-    denied = [each.text for each in observed if not evaluate(each.flow, chosen, world).allowed]
+    verdicts = Verdicts(world, policies)
+    denied = [each.text for each in observed if not verdicts.decide(each.flow).allowed]
     if denied:
         shown = "; ".join(denied[:_SHOWN])
         more = f"; and {len(denied) - _SHOWN} more" if len(denied) > _SHOWN else ""
@@ -207,10 +208,14 @@ class _Plan:
         self._options = options
         self._world = wanted.world
         self.unselected: dict[WorkloadRef, str] = {}
+        self._needs: dict[WorkloadRef, list[Need]] = {}
+        for need in wanted.needs:
+            self._needs.setdefault(need.subject, []).append(need)
         self._needed = {(need.subject, need.direction) for need in wanted.needs}
-        asked = {need.subject for need in wanted.needs}
         inside = [w for w in wanted.workloads if self._is_inside(w) and not _on_host(w)]
-        self.idle = [w for w in inside if w.ref not in asked] if not options.include_idle else []
+        self.idle = (
+            [w for w in inside if w.ref not in self._needs] if not options.include_idle else []
+        )
         left = {w.ref for w in self.idle}
         self._spared = [pod for w in self.idle for pod in w.pods]
         candidates = [w for w in inside if w.ref not in left]
@@ -299,10 +304,9 @@ class _Plan:
 
     def _wants(self, workload: Workload) -> dict[Direction, dict[Peer | None, Intervals]]:
         wants: dict[Direction, dict[Peer | None, Intervals]] = {"ingress": {}, "egress": {}}
-        for need in [*self._wanted.needs, *self._names_to(workload)]:
-            if need.subject == workload.ref:
-                own = wants[need.direction]
-                own[need.peer] = intervals.union(own.get(need.peer, ()), need.ports)
+        for need in [*self._needs.get(workload.ref, ()), *self._names_to(workload)]:
+            own = wants[need.direction]
+            own[need.peer] = intervals.union(own.get(need.peer, ()), need.ports)
         for direction in wants:
             if self._is_left_open(workload.ref, direction):
                 wants[direction] = {None: ports.ALL}
