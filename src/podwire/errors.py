@@ -12,6 +12,7 @@
     │   └── UnsupportedError      this kernel or machine lacks the feature
     ├── AddressError          bad or overlapping CIDRs, no addresses left
     │   └── ExhaustedError
+    ├── RecommendationError   recommended policies fail their own check: nothing is recommended
     ├── ContainerError        a sandbox, container or image could not be made to work
     │   └── ConfigError           something a container refers to is missing or malformed
     ├── NodeRemovedError      this node's Node was deleted: its agent is to end for good
@@ -102,6 +103,10 @@ class AddressError(PodwireError):
 
 
 class ExhaustedError(AddressError):
+    pass
+
+
+class RecommendationError(PodwireError):
     pass
 
 

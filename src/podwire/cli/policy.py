@@ -1,4 +1,4 @@
-"""`podwire policy`: what policies of manifests do, before anybody applies them."""
+"""`podwire policy`: what policies do, before they are applied and before they are enforced."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import Any
 import click
 
 from podwire.cli.output import output_option, print_structured, print_table
+from podwire.cli.policyrecommend import recommend
+from podwire.cli.policystage import promote, stage, staged
 from podwire.cli.static import Choices, reach_files, read_files, semantics_options
 from podwire.errors import UsageError
 from podwire.explain import policytools
@@ -24,7 +26,14 @@ _PICTURES = {"mermaid": draw_mermaid, "dot": draw_dot, "svg": draw_svg}
 
 @click.group()
 def policy() -> None:
-    """Compare, measure and check policies, from manifests; no lab and no root needed."""
+    """Compare, measure, check and recommend policies from manifests; try them before they block.
+
+    Only `stage` and `promote` need a lab; nothing needs root.
+    """
+
+
+for _command in (promote, recommend, stage, staged):
+    policy.add_command(_command)
 
 
 @policy.command()

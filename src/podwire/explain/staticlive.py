@@ -28,6 +28,7 @@ from podwire.policy.evaluate import DEFAULT, Semantics
 from podwire.policy.model import Policy
 from podwire.policy.parse import parse_network_policy
 from podwire.policy.parse_cluster import parse_cluster_policy
+from podwire.policy.staging import is_staged, stage_namespaces
 from podwire.policy.world import make_world, view_namespace, view_node, view_pod
 
 _ENTRY_PATHS: Final = {
@@ -73,7 +74,10 @@ def make_static(
             map(view_node, snapshot.nodes),
         ),
         talkers=tuple(talkers),
-        policies=tuple(policies),
+        policies=stage_namespaces(
+            policies,
+            {n.metadata.name for n in snapshot.namespaces if is_staged(n.metadata.annotations)},
+        ),
         services={service.key: service for service in services},
         entries=tuple(entries),
         warnings=tuple(warnings),

@@ -29,6 +29,7 @@ from podwire.policy.evaluate import PolicySet
 from podwire.policy.model import Policy, PolicyRef, Rule
 from podwire.policy.parse import parse_network_policy
 from podwire.policy.parse_cluster import parse_cluster_policy
+from podwire.policy.staging import is_staged, stage_namespaces
 from podwire.policy.world import NodeView, World, make_world, view_node
 
 _POLICY_GROUP: Final = "policy.networking.k8s.io"
@@ -125,6 +126,7 @@ class _Reader:
     policies: dict[PolicyRef, Policy] = field(default_factory=dict)
     origins: dict[PolicyRef, Document] = field(default_factory=dict)
     skipped: dict[str, list[str]] = field(default_factory=dict)
+    staged: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self.workloads = Gathered(self.namespace)
@@ -143,6 +145,8 @@ class _Reader:
     def namespace_(self, document: Document) -> None:
         found = convert(document, document.obj, Namespace)
         self.namespaces[found.metadata.name] = found.metadata.labels
+        if is_staged(found.metadata.annotations):
+            self.staged.add(found.metadata.name)
 
     def node(self, document: Document) -> None:
         self.nodes.append(view_node(convert(document, document.obj, Node)))
@@ -204,7 +208,7 @@ class _Reader:
         return StaticWorld(
             world=make_world([talker.view for talker in talkers], self.namespaces, self.nodes),
             talkers=tuple(talkers),
-            policies=tuple(self.policies.values()),
+            policies=stage_namespaces(self.policies.values(), self.staged),
             services=self.services,
             entries=tuple(self.entries),
             origins=Origins(self.origins),

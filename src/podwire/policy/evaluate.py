@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from typing import Final, Literal, TypeAlias
 
 from podwire.policy.model import (
+    DIRECTIONS,
     Address,
     Direction,
     DomainPeer,
@@ -55,12 +56,16 @@ class Semantics:
     `ipblock_matches_pods`   ipBlock and networks match the addresses of pods too
     `baseline_per_direction` a pod that NetworkPolicies isolate for egress only still meets
                              Baseline rules for ingress; else any NetworkPolicy ends Baseline
-    `hairpin_is_judged`      a pod that reaches itself through a Service is judged as any other
+    `hairpin_judged`         directions in which a pod that reaches itself through a Service is
+                             judged as any other; in others that is allowed
+    `ipblock_matches_nodes`  ipBlock and networks match the addresses of nodes, which hostNetwork
+                             pods have
     """
 
     ipblock_matches_pods: bool = True
     baseline_per_direction: bool = True
-    hairpin_is_judged: bool = True
+    hairpin_judged: tuple[Direction, ...] = DIRECTIONS
+    ipblock_matches_nodes: bool = True
 
 
 DEFAULT: Final = Semantics()
@@ -157,7 +162,7 @@ def matches_peer(peer: Peer, party: Party, world: World, semantics: Semantics = 
             return party.pod is not None and selects(peer, party.pod, world)
         case NetworkPeer():
             met = party.ip is not None and peer.contains(party.ip)
-            return met and (semantics.ipblock_matches_pods or party.pod is None)
+            return met and _has_an_address(party, semantics)
         case NodesPeer():
             return party.node is not None and peer.nodes.matches(party.node.labels)
         case DomainPeer():
@@ -166,6 +171,15 @@ def matches_peer(peer: Peer, party: Party, world: World, semantics: Semantics = 
                 for name, addresses in world.names.items()
                 if matches_domain(peer.name, name)
             )
+
+
+def _has_an_address(party: Party, semantics: Semantics) -> bool:
+    """Whether addresses are how rules may know it."""
+    if party.pod is not None and not party.pod.host_network:
+        return semantics.ipblock_matches_pods
+    if party.pod is not None or party.node is not None:
+        return semantics.ipblock_matches_nodes
+    return True
 
 
 def matches_domain(pattern: str, name: str) -> bool:
@@ -234,7 +248,7 @@ def judge(case: Case, policies: PolicySet) -> Judgement:
     if peer.node is not None and peer.node.name == pod.node:
         return Judgement(direction, True, "own node")
     itself = peer.pod is not None and peer.pod.key == pod.key
-    if itself and not (case.flow.hairpin and case.semantics.hairpin_is_judged):
+    if itself and not (case.flow.hairpin and direction in case.semantics.hairpin_judged):
         return Judgement(direction, True, "self")
     return judge_selected(case, policies.selecting(pod, case.world))
 

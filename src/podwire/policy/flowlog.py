@@ -10,7 +10,7 @@ cilium#44725: what a ring lost is what a recommendation needed).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Final, Literal, NamedTuple, TypeAlias
 
 import msgspec
@@ -59,7 +59,8 @@ class Said(msgspec.Struct, frozen=True, omit_defaults=True, rename="camel"):
 
 
 class FlowRecord(msgspec.Struct, omit_defaults=True, rename="camel"):
-    """`staged` is what it would be with the staged policies; "" where there are none.
+    """`staged` is what it would be with the staged policies; "" where there are none. Where that is
+    another verdict, `staged_by` names what makes it: rules, or policies that isolate.
 
     Times are seconds since the epoch.
     """
@@ -72,6 +73,7 @@ class FlowRecord(msgspec.Struct, omit_defaults=True, rename="camel"):
     egress: Said
     ingress: Said
     staged: Verdict | Literal[""] = ""
+    staged_by: tuple[str, ...] = ()
     count: int = 0
     first_seen: float = 0.0
     last_seen: float = 0.0
@@ -140,15 +142,19 @@ class FlowLog:
         if seen.passed != all(judgement.allowed for judgement in here):
             self.disagreed += 1
         allowed = seen.passed and all(judgement.allowed for judgement in elsewhere)
-        return FlowRecord(
+        record = FlowRecord(
             _end(self._enforced.party(seen.src)),
             _end(self._enforced.party(seen.dst)),
             PROTOCOL_NAMES.get(seen.protocol, str(seen.protocol)),
             seen.port,
             _verdict(allowed),
             *_said(decision),
-            staged="" if self._staged is None else _verdict(self._staged.between(*asked).allowed),
         )
+        if self._staged is not None:
+            staged = self._staged.between(*asked)
+            record.staged = _verdict(staged.allowed)
+            record.staged_by = tuple(_makers(staged)) if record.staged != record.verdict else ()
+        return record
 
     def _split(self, decision: Decision, seen: Seen) -> tuple[list[Judgement], list[Judgement]]:
         """What this node's kernel judges, and what the other end's does."""
@@ -209,6 +215,16 @@ def _said(decision: Decision) -> tuple[Said, Said]:
         for judgement in (decision.egress, decision.ingress)
     )
     return egress, ingress
+
+
+def _makers(decision: Decision) -> Iterator[str]:
+    """What decides: of a denial what denies, of an allowance every rule it rests on."""
+    for judgement in (decision.egress, decision.ingress):
+        if judgement.allowed == decision.allowed:
+            if judgement.rule is not None:
+                yield str(judgement.rule)
+            elif not judgement.allowed:
+                yield from map(str, judgement.isolating)
 
 
 def _rule(rule: Rule | None) -> str:

@@ -461,7 +461,12 @@ class _Meaning:
 
     def group_key(self, pod: PodView) -> _GroupKey:
         ip = next((ip for ip in pod.ips if ip.version == self._version), None)
-        mask = self._of_address(ip) if self.semantics.ipblock_matches_pods else 0
+        by_address = (
+            self.semantics.ipblock_matches_nodes
+            if pod.host_network
+            else self.semantics.ipblock_matches_pods
+        )
+        mask = self._of_address(ip) if by_address else 0
         mask |= self._domains.get(ip, 0) if ip is not None else 0
         node = pod.node if pod.node in self._host_nodes else ""
         numbers = numbers_of(pod, self._names)

@@ -130,7 +130,7 @@ def _policy(draw: st.DrawFn, number: int) -> Policy:
     )
 
 
-_SEMANTICS = st.builds(Semantics, st.booleans(), st.booleans())
+_SEMANTICS = st.builds(Semantics, st.booleans(), st.booleans(), ipblock_matches_nodes=st.booleans())
 
 
 def _party(world: World, pod: PodView) -> Party:
