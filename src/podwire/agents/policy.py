@@ -20,6 +20,7 @@ from typing import Final
 from podwire.agents.config import PolicyConfig
 from podwire.agents.policyflows import FlowCutter, FlowNotes
 from podwire.agents.policykernel import PolicyBackend
+from podwire.agents.policyobserver import Observer
 from podwire.agents.policysources import PolicySources
 from podwire.agents.progressing import Watchers
 from podwire.client import Api, Informer
@@ -56,9 +57,11 @@ class PolicyAgent:
         self.kernel = PolicyBackend(self.state)
         self.sources = PolicySources(api, node_name, nodes, self.state, self._changed)
         self.cutter = FlowCutter(node_name, config.families, self.sources.verdicts)
-        self.notes = FlowNotes(node_name, POLICY_LOG, self.sources, self.state.passed)
+        self.notes = FlowNotes(node_name, self.sources)
+        self.observer = Observer(config.families, config.guarded)
         self.watchers = Watchers()
         self.allow_latency, self.deny_latency = Histogram(), Histogram()
+        self._asked = False
         self._since = 0.0
         self._wake = asyncio.Event()
         self._refused_s = 0.0
@@ -82,8 +85,8 @@ class PolicyAgent:
 
     @property
     def _wanted(self) -> bool:
-        """Whether there is, or has been, a policy."""
-        return self.enforcing or self.sources.any_policy
+        """Whether there is, or has been, anything to enforce or to note."""
+        return self.enforcing or self.sources.wanted
 
     async def admit(self, pod: Pod, ips: Sequence[str]) -> None:
         """Return once what selects the pod is in the kernel. `KernelError`: it may not start."""
@@ -125,6 +128,7 @@ class PolicyAgent:
         """Policies that went while no agent was there."""
         try:
             self.kernel.remove()
+            self.observer.want(passed=False, answers=False)
         except KernelError as error:
             _LOG.error("policies: what an earlier agent left stays: %s", error)
 
@@ -189,13 +193,23 @@ class PolicyAgent:
     def _settle(self, batch: _Batch) -> None:
         if batch.policies:
             self.allow_latency.observe(time.monotonic() - batch.since)
-            self.sources.want_names()
+        if batch.policies or self.sources.asked != self._asked:
+            self._observe()
         for ref in batch.policies:
             self.sources.progress.done(ref)
         self.watchers.moved()
         if batch.since and self.enforcing and self.config.denied_flows == "cut":
             told = partial(self._denied, batch.since) if batch.policies else None
             self.cutter.request(told)
+
+    def _observe(self) -> None:
+        """Have noted what somebody wants to know; without it policies are enforced all the same."""
+        self._asked = self.sources.asked
+        try:
+            names = self.sources.want_names()
+            self.observer.want(passed=self.sources.observed, answers=names)
+        except KernelError as error:
+            _LOG.error("policies: nothing is observed: %s", error)
 
     def _denied(self, since: float) -> None:
         """What a change of policies denies has ended."""
@@ -204,4 +218,5 @@ class PolicyAgent:
     def close(self) -> None:
         self.sources.close()
         self.notes.close()
+        self.observer.close()
         self.kernel.close()

@@ -21,6 +21,8 @@ from podwire.kernel.flows import Flow
 from podwire.kernel.nflog import LoggedPacket, NfLog
 from podwire.policy.evaluate import Decision
 from podwire.policy.flowlog import FlowLog, Seen
+from podwire.policy.nftables import POLICY_LOG
+from podwire.policy.observing import is_denied, is_passed
 from podwire.policy.verdicts import Verdicts
 
 _LOG = logging.getLogger(__name__)
@@ -117,22 +119,17 @@ class Judges(Protocol):
 
 
 class FlowNotes:
-    """The node's flow log. `passed` reads from a log prefix whether the packet went on: None for
-    what is not ours."""
+    """The node's flow log: what was denied always, what passed while an `Observer` is told to."""
 
-    def __init__(
-        self, node: str, group: int, judges: Judges, passed: Callable[[str], bool | None]
-    ) -> None:
-        self._group = group
+    def __init__(self, node: str, judges: Judges) -> None:
         self._judges = judges
-        self._passed = passed
         self._reader: NfLog | None = None
         self._stale = True
         self.log = FlowLog(node)
         self.since = time.time()
 
     def open(self) -> None:
-        self._reader = NfLog(self._group)
+        self._reader = NfLog(POLICY_LOG)
         asyncio.get_running_loop().add_reader(self._reader.fileno(), self._read)
 
     @property
@@ -155,8 +152,8 @@ class FlowNotes:
             self._stale = False
         now = time.time()
         for packet in packets:
-            passed = self._passed(packet.prefix)
-            if passed is not None:
+            passed = is_passed(packet.prefix)
+            if passed or is_denied(packet.prefix):
                 self.log.add(_seen(packet, passed), now)
 
     def close(self) -> None:

@@ -22,7 +22,7 @@ from podwire.objects import kinds
 from podwire.objects.core import Namespace, Node, Pod
 from podwire.objects.meta import Key, Kind, Object
 from podwire.objects.policy import ClusterPolicy, NetworkPolicy, PeerPod
-from podwire.policy.model import STAGE_ANNOTATION, DomainPeer, Policy, PolicyRef
+from podwire.policy.model import OBSERVE_ANNOTATION, STAGE_ANNOTATION, DomainPeer, Policy, PolicyRef
 from podwire.policy.nftables import NAMES_LOG
 from podwire.policy.nodepolicies import NodePolicies
 from podwire.policy.parse import parse_network_policy
@@ -93,37 +93,47 @@ class PolicySources:
         self.standing: dict[PolicyRef, Standing] = {}
         self.progress: Progress[PolicyRef] = Progress()
         self.touched: set[PolicyRef] = set()
+        self.asked = False
+        """Whether this Node carries `OBSERVE_ANNOTATION`."""
 
     # --- run ------------------------------------------------------------------------------------
 
     @property
-    def any_policy(self) -> bool:
-        return any(informer.objects for informer in self._informers.values())
+    def wanted(self) -> bool:
+        """Whether there is anything to enforce or to note."""
+        return self.asked or any(informer.objects for informer in self._informers.values())
+
+    @property
+    def observed(self) -> bool:
+        """Whether connections that pass are to be noted: somebody asked, or they are what staged
+        policies are held against."""
+        return self.asked or any(policy.staged for policy in self.policies())
 
     @property
     def node_count(self) -> int:
         return len(self._nodes.objects)
 
     async def follow_policies(self, group: asyncio.TaskGroup) -> None:
-        """Return when those that are there are known."""
+        """Return when those that are there are known, and the nodes."""
         for informer in self._informers.values():
             group.create_task(informer.run())
         for informer in self._informers.values():
             await informer.synced.wait()
         for kind, informer in self._informers.items():
             informer.on_change(partial(self._policy_changed, kind))
+        await self._nodes.synced.wait()
+        self._nodes.on_change(self._node_changed)
 
     async def follow_peers(self, group: asyncio.TaskGroup) -> None:
         """Return when everybody that policies may speak of is known."""
         group.create_task(self._pods.run())
         group.create_task(self._namespaces.run())
-        for informer in (self._pods, self._namespaces, self._nodes):
+        for informer in (self._pods, self._namespaces):
             await informer.synced.wait()
         self._namespaces.on_change(self._namespace_changed)
-        self._nodes.on_change(self._node_changed)
         self._pods.on_change(self._pod_changed)
         for _uid, view in self._admitted.values():
-            self._set_pod(view)
+            self.place(view)
 
     def close(self) -> None:
         self.names.close()
@@ -136,12 +146,9 @@ class PolicySources:
 
     def place(self, view: PodView) -> None:
         """An admitted pod is to be judged as what it is before the watch tells of its addresses."""
-        self._set_pod(view)
-        self._changed()
-
-    def _set_pod(self, view: PodView) -> None:
-        self._world.set_pod(view)
-        self._state.set_pod(view)
+        if self._world.set_pod(view):
+            self._state.set_pod(view)
+            self._changed()
 
     # --- policies -------------------------------------------------------------------------------
 
@@ -209,12 +216,11 @@ class PolicySources:
             self._admitted.pop(change.key, None)
         else:
             view = self._view(change.new)
-        if view is None:
-            self._world.remove_pod(change.key)
+        if view is not None:
+            self.place(view)
+        elif self._world.remove_pod(change.key):
             self._state.remove_pod(change.key)
-        else:
-            self._set_pod(view)
-        self._changed()
+            self._changed()
 
     def _view(self, pod: PeerPod) -> PodView | None:
         """A pod of this node has its addresses from its admission: before its status has them."""
@@ -226,11 +232,11 @@ class PolicySources:
     def _namespace_changed(self, change: Change[Namespace]) -> None:
         name = change.key.name
         if change.new is None:
-            self._world.set_namespace(name, None)
+            changed = self._world.set_namespace(name, None)
             self._state.remove_namespace(name)
         else:
             labels = view_namespace(change.new)[1]
-            self._world.set_namespace(name, labels)
+            changed = self._world.set_namespace(name, labels)
             self._state.set_namespace(name, labels)
         staged = change.new is not None and _stages(change.new)
         if staged != (name in self._staged_namespaces):
@@ -239,17 +245,23 @@ class PolicySources:
                 if ref.namespace == name:
                     self.touched.add(ref)
                     self._set_policy(standing)
-        self._changed()
+                    changed = True
+        if changed:
+            self._changed()
 
     def _node_changed(self, change: Change[Node]) -> None:
-        if change.new is None:
-            self._world.remove_node(change.key.name)
+        node = change.new
+        if node is None:
+            changed = self._world.remove_node(change.key.name)
             self._state.remove_node(change.key.name)
-        else:
-            view = view_node(change.new)
-            self._world.set_node(view)
-            self._state.set_node(view)
-        self._changed()
+        elif changed := self._world.set_node(view_node(node)):
+            self._state.set_node(view_node(node))
+        if change.key.name == self._name:
+            asked = node is not None and node.metadata.annotations.get(OBSERVE_ANNOTATION) == "true"
+            changed = changed or asked != self.asked
+            self.asked = asked
+        if changed:
+            self._changed()
 
     def _is_dns(self, address: bytes) -> bool:
         """A pod of cluster DNS, or this node's own cache."""
@@ -263,8 +275,8 @@ class PolicySources:
         self._state.set_names(self.names.table.names)
         self._changed()
 
-    def want_names(self) -> None:
-        """The domain names policies speak of."""
+    def want_names(self) -> bool:
+        """Have the domain names policies speak of followed; whether there are any."""
         patterns = {
             peer.name
             for standing in self.standing.values()
@@ -277,6 +289,7 @@ class PolicySources:
             self.names.want(patterns)
         except KernelError as error:
             _LOG.error("policies: domainNames have no addresses: %s", error)
+        return bool(patterns)
 
     def _tell(self, ref: PolicyRef, obj: Object, reason: str, message: str) -> None:
         """Only one node tells: all of them find the same problem."""

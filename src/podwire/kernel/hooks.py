@@ -37,6 +37,7 @@ SERVICES_TABLE: Final = "podwire-services"
 TRACE_TABLE: Final = "podwire-trace"
 IPVS_TABLE: Final = "podwire-ipvs"
 POLICY_TABLE: Final = "podwire-policy"
+OBSERVE_TABLE: Final = "podwire-observe"
 IPVS_DEVICE: Final = "podwire-ipvs0"
 
 RAW: Final = -300
@@ -118,4 +119,21 @@ POLICY: Final = tuple(
     for family in ("ip", "ip6")
 )
 
-HOOKS: Final = (MASQUERADE, KUBENET_DEDUP, IMPAIR, *SERVICES, *TRACE, *IPTABLES, *IPVS, *POLICY)
+# There only while somebody wants to know: what policies let pass, and what DNS answers to pods.
+OBSERVE: Final = tuple(
+    Hook("policy", family, OBSERVE_TABLE, hook, hook, "filter", FILTER + 11)
+    for family in ("ip", "ip6")
+    for hook in ("forward", "output")
+)
+
+HOOKS: Final = (
+    MASQUERADE,
+    KUBENET_DEDUP,
+    IMPAIR,
+    *SERVICES,
+    *TRACE,
+    *IPTABLES,
+    *IPVS,
+    *POLICY,
+    *OBSERVE,
+)

@@ -31,6 +31,8 @@ ICMPV6: Final = 58
 LAST_PORT: Final = 65535
 
 STAGE_ANNOTATION: Final = "policy.podwire.dev/stage"
+OBSERVE_ANNOTATION: Final = "policy.podwire.dev/observe"
+"""On a Node, "true" has its agent note the connections that pass, too."""
 
 
 class Tier(IntEnum):

@@ -202,13 +202,6 @@ class NodePolicies:
     def outcomes(self) -> dict[Number, Outcome]:
         return self._table.outcomes()
 
-    def passed(self, prefix: str) -> bool | None:
-        """Whether a logged packet went on; None where the prefix is not ours, or of an outcome
-        that is gone."""
-        found = nf.parse_log_prefix(prefix)
-        outcome = self._table.outcome(found[1]) if found else None
-        return outcome.allowed if outcome else None
-
     def subjects(self) -> Counter[PolicyRef]:
         """How many pods of this node each policy selects."""
         return Counter(

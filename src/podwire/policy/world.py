@@ -78,7 +78,10 @@ def owners_of(world: World) -> dict[Address, Owner]:
 
 
 class LiveWorld:
-    """A world that is changed in place, with who has each address kept beside it."""
+    """A world that is changed in place, with who has each address kept beside it.
+
+    Every change says whether it is one: most of what a watch tells of a pod is nothing to policies.
+    """
 
     def __init__(self) -> None:
         self._namespaces: dict[str, Mapping[str, str]] = {}
@@ -90,32 +93,36 @@ class LiveWorld:
         """As it is now and, since it shares what it is made of, as it will be."""
         return World(self._namespaces, self._pods, self._nodes, names or {})
 
-    def set_namespace(self, name: str, labels: Mapping[str, str] | None) -> None:
+    def set_namespace(self, name: str, labels: Mapping[str, str] | None) -> bool:
         """None: nothing is known of it any more; its pods may be, for a moment."""
-        self._namespaces[name] = namespace_labels(name, labels or {})
+        fresh = namespace_labels(name, labels or {})
+        changed = self._namespaces.get(name) != fresh
+        self._namespaces[name] = fresh
+        return changed
 
-    def set_pod(self, pod: PodView) -> None:
+    def set_pod(self, pod: PodView) -> bool:
         self._namespaces.setdefault(pod.key.namespace, namespace_labels(pod.key.namespace, {}))
-        self._change(self._pods.get(pod.key), pod)
-        self._pods[pod.key] = pod
+        old, self._pods[pod.key] = self._pods.get(pod.key), pod
+        return self._change(old, pod)
 
-    def remove_pod(self, key: Key) -> None:
-        self._change(self._pods.pop(key, None), None)
+    def remove_pod(self, key: Key) -> bool:
+        return self._change(self._pods.pop(key, None), None)
 
-    def set_node(self, node: NodeView) -> None:
-        self._change(self._nodes.get(node.name), node)
-        self._nodes[node.name] = node
+    def set_node(self, node: NodeView) -> bool:
+        old, self._nodes[node.name] = self._nodes.get(node.name), node
+        return self._change(old, node)
 
-    def remove_node(self, name: str) -> None:
-        self._change(self._nodes.pop(name, None), None)
+    def remove_node(self, name: str) -> bool:
+        return self._change(self._nodes.pop(name, None), None)
 
-    def _change(self, old: Owner | None, new: Owner | None) -> None:
+    def _change(self, old: Owner | None, new: Owner | None) -> bool:
         """An address that went to another meanwhile stays that one's."""
         for ip in old.ips if old is not None else ():
             if self.owners.get(ip) is old:
                 del self.owners[ip]
         if new is not None and not (isinstance(new, PodView) and new.host_network):
             self.owners.update(dict.fromkeys(new.ips, new))
+        return old != new
 
 
 def make_world(

@@ -1,0 +1,98 @@
+"""domainNames in a whole lab: what cluster DNS answers to a pod may be reached, nothing else."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from podwire.lab import Lab
+
+ZONE = """
+$ORIGIN .
+$TTL 5
+@ SOA ns.example. admin.example. 1 3600 600 86400 5
+www.example.com. A 203.0.113.10
+alias.example.com. CNAME www.example.com.
+api.example.org. A 203.0.113.10
+"""
+MANIFEST = """
+apiVersion: v1
+kind: Pod
+metadata: {name: client, labels: {app: client}}
+spec:
+  nodeName: node-2
+  containers: [{name: c, image: busybox}]
+---
+apiVersion: policy.networking.k8s.io/v1alpha2
+kind: ClusterNetworkPolicy
+metadata: {name: names}
+spec:
+  tier: Admin
+  priority: 10
+  subject: {namespaces: {matchLabels: {kubernetes.io/metadata.name: default}}}
+  egress:
+  - action: Accept
+    to: [{domainNames: ["*.example.com"]}]
+    protocols: [{tcp: {destinationPort: {number: 8000}}}]
+  - action: Deny
+    to: [{networks: [203.0.113.0/24]}]
+"""
+CONNECT = """
+import socket, sys
+try:
+    socket.create_connection((sys.argv[1], int(sys.argv[2])), 4).close()
+    print("connected")
+except OSError as error:
+    print(type(error).__name__)
+"""
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory, tools: Any) -> Iterator[Lab]:
+    zone = tmp_path_factory.mktemp("zone") / "outside.zone"
+    zone.write_text(ZONE)
+    with Lab("np-names", nodes=2, outside_zone=str(zone)) as lab:
+        lab.apply_text(MANIFEST)
+        lab.wait_ready(30)
+        server = subprocess.Popen(
+            [sys.executable, "-m", "podwire", "exec", "--lab", lab.name, "outside", "--"]
+            + ["python3", "-m", "http.server", "8000"],
+            cwd=Path("/"),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        try:
+            tools.wait(lambda: _connects(lab, "outside", "127.0.0.1"))
+            yield lab
+        finally:
+            server.kill()
+            server.wait()
+
+
+def _connects(lab: Lab, where: str, host: str, port: int = 8000) -> bool:
+    words = ["exec", "--lab", lab.name, where, "--", "python3", "-c", CONNECT, host, str(port)]
+    done = subprocess.run(
+        [sys.executable, "-m", "podwire", *words], capture_output=True, text=True, check=True
+    )
+    return done.stdout.strip() == "connected"
+
+
+def test_only_names_the_policy_speaks_of(lab: Lab) -> None:
+    assert not _connects(lab, "client", "203.0.113.10"), "nobody asked for a name yet"
+    assert not _connects(lab, "client", "api.example.org")
+    assert _connects(lab, "client", "alias.example.com")
+    assert _connects(lab, "client", "203.0.113.10"), "the name's address is the name"
+    assert not _connects(lab, "client", "www.example.com", 8001)
+
+
+def test_an_agent_that_was_killed_learns_anew(lab: Lab, tools: Any) -> None:
+    assert _connects(lab, "client", "www.example.com")
+    for name, pid in tools.pids(lab).items():
+        if name == "agent-node-2":
+            subprocess.run(["kill", "-9", str(pid)], check=True)
+    tools.wait(lambda: _connects(lab, "client", "www.example.com"))
