@@ -12,6 +12,8 @@ import pytest
 
 from podwire.lab import Lab
 
+PODWIRE = (sys.executable, "-m", "podwire")
+SERVER = ("python3", "-m", "http.server", "8000")
 ZONE = """
 $ORIGIN .
 $TTL 5
@@ -45,7 +47,7 @@ spec:
 CONNECT = """
 import socket, sys
 try:
-    socket.create_connection((sys.argv[1], int(sys.argv[2])), 4).close()
+    socket.create_connection((sys.argv[1], int(sys.argv[2])), 1.5).close()
     print("connected")
 except OSError as error:
     print(type(error).__name__)
@@ -60,8 +62,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory, tools: Any) -> Iterator[Lab]:
         lab.apply_text(MANIFEST)
         lab.wait_ready(30)
         server = subprocess.Popen(
-            [sys.executable, "-m", "podwire", "exec", "--lab", lab.name, "outside", "--"]
-            + ["python3", "-m", "http.server", "8000"],
+            [*PODWIRE, "exec", "--lab", lab.name, "outside", "--", *SERVER],
             cwd=Path("/"),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -76,9 +77,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory, tools: Any) -> Iterator[Lab]:
 
 def _connects(lab: Lab, where: str, host: str, port: int = 8000) -> bool:
     words = ["exec", "--lab", lab.name, where, "--", "python3", "-c", CONNECT, host, str(port)]
-    done = subprocess.run(
-        [sys.executable, "-m", "podwire", *words], capture_output=True, text=True, check=True
-    )
+    done = subprocess.run([*PODWIRE, *words], capture_output=True, text=True, check=True)
     return done.stdout.strip() == "connected"
 
 
