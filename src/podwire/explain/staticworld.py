@@ -9,13 +9,16 @@ line, object and field; what says nothing about connections is skipped, and `war
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
+from podwire.apiserver.fields import FieldError
 from podwire.apiserver.schema import builtin, prune
+from podwire.apiserver.validation.meta import validate_selector
+from podwire.apiserver.validation.network import validate_network_policy
 from podwire.errors import PolicyError
 from podwire.explain import entries as entry_rules
 from podwire.explain.entries import Entry
@@ -23,7 +26,7 @@ from podwire.explain.reading import convert, name_of, place_of, without_nulls
 from podwire.explain.workloads import TEMPLATES, Gathered, Owner, Talker
 from podwire.objects.core import Namespace, Node, Service
 from podwire.objects.documents import Document, refuse_duplicates
-from podwire.objects.meta import Key
+from podwire.objects.meta import JsonObject, Key
 from podwire.objects.policy import ClusterPolicy, NetworkPolicy
 from podwire.policy.evaluate import PolicySet
 from podwire.policy.model import Policy, PolicyRef, Rule
@@ -231,7 +234,10 @@ _READERS: Final[Mapping[str, Callable[[_Reader, Document], None]]] = {
 
 
 def read_policy(document: Document, namespace: str = "default") -> Policy:
-    """Any policy kind; the error names file, line, object and field."""
+    """Any policy kind; the error names file, line, object and field.
+
+    Beyond what would mean nothing, what an API server refuses is refused, in its words.
+    """
     cluster = document.kind in CLUSTER_POLICIES
     scope = "" if cluster else (document.namespace or namespace)
     ref = PolicyRef(document.kind, scope, document.name)
@@ -239,12 +245,36 @@ def read_policy(document: Document, namespace: str = "default") -> Policy:
     try:
         raw = without_nulls(document.obj)
         if cluster:
-            return parse_cluster_policy(msgspec.convert(raw, ClusterPolicy))
-        obj = msgspec.convert(raw, NetworkPolicy)
-        metadata = msgspec.structs.replace(obj.metadata, namespace=scope)
-        return parse_network_policy(msgspec.structs.replace(obj, metadata=metadata))
+            policy = parse_cluster_policy(msgspec.convert(raw, ClusterPolicy))
+        else:
+            obj = msgspec.convert(raw, NetworkPolicy)
+            metadata = msgspec.structs.replace(obj.metadata, namespace=scope)
+            policy = parse_network_policy(msgspec.structs.replace(obj, metadata=metadata))
+        for broken in _broken_rules(raw, cluster):
+            raise PolicyError(ref, broken.field, broken.message)
+        return policy
     except PolicyError as error:
         path, text, cause = error.path, error.message, error
     except msgspec.ValidationError as error:
         (text, path), cause = place_of(error), error
     raise PolicyError(f"{document.line_of(path)}: {ref}", path, text) from cause
+
+
+def _broken_rules(raw: JsonObject, cluster: bool) -> Iterator[FieldError]:
+    """Of cluster policies the selectors: their schema is stricter than their v1alpha1 clients."""
+    if not cluster:
+        yield from validate_network_policy(raw)
+        return
+    for selector, path in _selectors(raw.get("spec"), "spec"):
+        yield from validate_selector(selector, path)
+
+
+def _selectors(value: Any, path: str) -> Iterator[tuple[JsonObject, str]]:
+    if isinstance(value, list):
+        for index, inner in enumerate(value):
+            yield from _selectors(inner, f"{path}[{index}]")
+    elif isinstance(value, dict):
+        if "matchLabels" in value or "matchExpressions" in value:
+            yield value, path
+        for key, inner in value.items():
+            yield from _selectors(inner, f"{path}.{key}")

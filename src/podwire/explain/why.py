@@ -456,4 +456,6 @@ def _reason(case: _Case, outcome: Outcome, expected: Expected) -> str:
     if not broken:
         return outcome.reason
     last = broken[-1]
-    return "; ".join([last.text, *last.lines[:2]]) if expected != "allowed" else last.text
+    text = f"policies {last.text}" if last.name == "policies" else last.text
+    lines = [line.strip() for line in last.lines[:2]]
+    return "; ".join([text, *lines]) if expected != "allowed" else text

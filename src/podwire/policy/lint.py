@@ -44,6 +44,7 @@ CHECKS: Final[Mapping[str, Severity]] = {
     "service-port": "error",
     "named-port": "warning",
     "empty-rule": "info",
+    "empty-range": "error",
     "fails-closed": "error",
 }
 _DNS: Final = PodView(Key("kube-system", "cluster-dns"), {"k8s-app": "kube-dns"})
@@ -111,6 +112,9 @@ def _rule_alone(rule: Rule, world: World) -> Iterator[Finding]:
     if rule.peers == ():
         text = "has a peer or protocol this version does not know: it accepts nothing"
         yield Finding("fails-closed", ref, path, text)
+    if rule.ports == ():
+        text = "its port ranges end before they start: it means no connection"
+        yield Finding("empty-range", ref, path, text)
     for number, peer in enumerate(rule.peers or ()):
         if not isinstance(peer, PodsPeer):
             continue

@@ -177,12 +177,10 @@ def _ports(ref: PolicyRef, path: str, rule: ClusterPolicyRule) -> tuple[PortMatc
             )
             or None
         )
-    return (
-        tuple(
-            _admin_port(ref, f"{path}.ports[{i}]", port) for i, port in enumerate(rule.ports or ())
-        )
-        or None
-    )
+    if not rule.ports:
+        return None
+    found = (_admin_port(ref, f"{path}.ports[{i}]", port) for i, port in enumerate(rule.ports))
+    return tuple(port for port in found if port is not None)
 
 
 def _protocol(ref: PolicyRef, path: str, raw: Mapping[str, Any]) -> PortMatch:
@@ -209,8 +207,12 @@ def _destination(
     return _range(ref, f"{path}.range", protocol, port.range.start, port.range.end)
 
 
-def _admin_port(ref: PolicyRef, path: str, port: AdminPort) -> PortMatch:
-    """v1alpha1: `portNumber`, `portRange` or `namedPort`."""
+def _admin_port(ref: PolicyRef, path: str, port: AdminPort) -> PortMatch | None:
+    """v1alpha1: `portNumber`, `portRange` or `namedPort`.
+
+    None is a range that ends before it starts: v1alpha1 asks for start < end in words and checks
+    nothing, so clusters have them, and no port is in one.
+    """
     if (
         sum(field is not None for field in (port.port_number, port.port_range, port.named_port))
         != 1
@@ -224,8 +226,11 @@ def _admin_port(ref: PolicyRef, path: str, port: AdminPort) -> PortMatch:
         return PortRange(protocol, number, number)
     said = port.port_range
     assert said is not None
-    protocol = _named_protocol(ref, f"{path}.portRange", said.protocol)
-    return _range(ref, f"{path}.portRange", protocol, said.start, said.end)
+    path = f"{path}.portRange"
+    protocol = _named_protocol(ref, path, said.protocol)
+    first = read_port(ref, f"{path}.start", said.start)
+    last = read_port(ref, f"{path}.end", said.end)
+    return PortRange(protocol, first, last) if first <= last else None
 
 
 def _named_protocol(ref: PolicyRef, path: str, name: str) -> int:

@@ -144,6 +144,30 @@ def test_a_policy_that_means_nothing_is_refused(old: str, new: str, message: str
         _read(POLICY.replace(old, new))
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (
+            "podSelector: {}",
+            'podSelector: {matchLabels: {"a b": c}}',
+            r"f.yaml:5: .*spec.podSelector",
+        ),
+        (
+            "form: []",
+            "from: [{podSelector: {matchExpressions: [{key: a, operator: Exists, values: [b]}]}}]",
+            r"f.yaml:7: .*matchExpressions\[0\].values: Forbidden",
+        ),
+    ],
+)
+def test_what_an_api_server_refuses_is_refused_in_its_words(
+    old: str, new: str, message: str
+) -> None:
+    with pytest.raises(PolicyError, match=message):
+        _read(POLICY.replace(old, new))
+    with pytest.raises(PolicyError, match=r"spec.subject.namespaces.matchLabels: Invalid value"):
+        _read(ADMIN.replace("namespaces: {}", 'namespaces: {matchLabels: {a: "-"}}'))
+
+
 def test_a_workload_that_cannot_be_read_is_refused() -> None:
     text = _workload("Deployment", "a", '{spec: {containers: [{ports: [{containerPort: "80"}]}]}}')
     with pytest.raises(

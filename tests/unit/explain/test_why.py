@@ -379,7 +379,7 @@ def test_policies_are_asked_behind_the_choice_of_an_endpoint() -> None:
     told = text_of(found, "policies")
     assert told.startswith("deny it\ningress of ns1/web-1: isolated by NetworkPolicy ns1/p")
     assert "podSelector: wants app=other, is app=client" in told
-    assert found.reason.startswith("deny it; ingress of ns1/web-1")
+    assert found.reason.startswith("policies deny it; ingress of ns1/web-1")
 
 
 def test_policies_deny_only_where_they_are_enforced() -> None:

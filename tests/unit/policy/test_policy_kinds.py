@@ -9,7 +9,7 @@ import pytest
 
 from podwire.errors import PolicyError
 from podwire.objects.policy import ClusterPolicy
-from podwire.policy.model import Policy
+from podwire.policy.model import Policy, PortMatch, PortRange
 from podwire.policy.parse_cluster import parse_cluster_policy
 
 
@@ -50,3 +50,18 @@ def test_an_absent_selector_is_everything_in_v1alpha1_only() -> None:
     assert str(_parse("AdminNetworkPolicy", "Deny", subject).subject.pods) == ""
     with pytest.raises(PolicyError, match=r"spec.subject.pods.podSelector: is required"):
         _parse("ClusterNetworkPolicy", "Deny", subject)
+
+
+def test_a_range_of_v1alpha1_that_ends_before_it_starts_holds_no_port() -> None:
+    """The API server lets it in; of v1alpha2 it does not."""
+
+    def ports(*ranges: tuple[int, int]) -> tuple[PortMatch, ...] | None:
+        said = [{"portRange": {"start": start, "end": end}} for start, end in ranges]
+        rule = {"action": "Deny", "from": [{"namespaces": {}}], "ports": said}
+        spec = {"priority": 1, "subject": {"namespaces": {}}, "ingress": [rule]}
+        obj = {"kind": "AdminNetworkPolicy", "metadata": {"name": "a"}, "spec": spec}
+        return parse_cluster_policy(msgspec.convert(obj, ClusterPolicy)).ingress[0].ports
+
+    assert ports() is None
+    assert ports((10, 1)) == ()
+    assert ports((10, 1), (5, 5)) == (PortRange(6, 5, 5),)

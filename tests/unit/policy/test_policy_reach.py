@@ -5,6 +5,7 @@ from __future__ import annotations
 from ipaddress import ip_address, ip_network
 from itertools import pairwise
 
+import policy_worlds
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -12,6 +13,7 @@ from podwire.objects.meta import Key
 from podwire.policy import intervals, ports
 from podwire.policy.evaluate import Flow, Party, PolicySet, Semantics, evaluate
 from podwire.policy.model import (
+    Address,
     DomainPeer,
     NamedPort,
     NetworkPeer,
@@ -191,3 +193,24 @@ def test_pods_of_the_other_family_are_left_out() -> None:
     world = make_world([six, both])
     assert [p.key.name for p in Reach(world, PolicySet([])).pods] == ["both"]
     assert [p.key.name for p in Reach(world, PolicySet([]), version=6).pods] == ["six", "both"]
+
+
+@given(policy_worlds.worlds(), st.data())
+def test_worlds_of_objects_are_as_evaluate_says(
+    made: policy_worlds.PolicyWorld, data: st.DataObject
+) -> None:
+    """Parsed from the JSON an API server has: nodes, names and both families too."""
+    reach = Reach(made.world, made.policy_set)
+    pods = [pod for pod in reach.pods if not pod.host_network]
+    if len(pods) < 2:
+        return
+    source, destination = data.draw(st.permutations(pods))[:2]
+    found = reach.between(source.key, destination.key)
+    for protocol, port in PROBED:
+        ends = [Party(_v4(pod), pod) for pod in (source, destination)]
+        said = evaluate(Flow(*ends, protocol, port), made.policy_set, made.world).allowed
+        assert intervals.contains(found, ports.point(protocol, port)) == said
+
+
+def _v4(pod: PodView) -> Address | None:
+    return next((ip for ip in pod.ips if ip.version == 4), None)
