@@ -10,9 +10,9 @@ import yaml
 from click.testing import CliRunner
 
 from podwire.cli import cli
+from podwire.explain.hintneeds import Cluster
 from podwire.explain.hints import Text, hints_in
 from podwire.explain.recommending import (
-    Cluster,
     Report,
     recommend_from_flows,
     recommend_from_hints,
