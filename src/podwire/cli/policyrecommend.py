@@ -11,8 +11,8 @@ from podwire.cli.output import print_structured
 from podwire.cli.policystage import dump_manifests, read_log
 from podwire.cli.static import warn
 from podwire.errors import UsageError
+from podwire.explain.hintneeds import Cluster
 from podwire.explain.recommending import (
-    Cluster,
     Report,
     recommend_from_flows,
     recommend_from_hints,

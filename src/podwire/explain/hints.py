@@ -167,19 +167,18 @@ class Spoken(NamedTuple):
 
 def resolve(hint: Hint, namespace: str, services: Mapping[Key, Service]) -> Spoken | None:
     """None for a text that only looks like a name."""
-    keys = () if _address(hint.host) else _keys_of(hint.host, namespace)
-    service = next((services[key] for key in keys if key in services), None)
+    service = _find(hint.host, namespace, services)
     if service is not None and service.spec.type == "ExternalName":
-        port = hint.port or _SCHEMES.get(hint.scheme, 0)
-        return Spoken(hint, outside=service.spec.external_name.lower(), outside_port=port)
-    if service is not None:
+        hint = hint._replace(host=service.spec.external_name.lower().rstrip("."))
+        service = _find(hint.host, namespace, services)
+    if service is not None and service.spec.type != "ExternalName":
         return _port_of(hint, service)
-    address = _address(hint.host)
     port = hint.port or _SCHEMES.get(hint.scheme, 0)
-    if address:
+    if _address(hint.host):
         # A bare address is mostly one to listen on; with a port it may be, too: 0.0.0.0:80.
-        fits = port and not (ip_address(address).is_unspecified or ip_address(address).is_loopback)
-        return Spoken(hint, outside=address, outside_port=port) if fits else None
+        address = ip_address(hint.host)
+        fits = port and not (address.is_unspecified or address.is_loopback)
+        return Spoken(hint, outside=str(address), outside_port=port) if fits else None
     if hint.host == "localhost" or hint.host.endswith(".localhost"):
         return None
     if hint.host.endswith(_CLUSTER_DOMAIN) or ("." not in hint.host and hint.port):
@@ -188,6 +187,18 @@ def resolve(hint: Hint, namespace: str, services: Mapping[Key, Service]) -> Spok
     if port and hint.host.rpartition(".")[2].isalpha() and "." in hint.host:
         return Spoken(hint, outside=hint.host, outside_port=port)
     return None
+
+
+def _find(host: str, namespace: str, services: Mapping[Key, Service]) -> Service | None:
+    """By a name cluster DNS would answer to the pod, or by a cluster IP."""
+    if address := _address(host):
+        return next((s for s in services.values() if address in _cluster_ips(s)), None)
+    keys = _keys_of(host, namespace)
+    return next((services[key] for key in keys if key in services), None)
+
+
+def _cluster_ips(service: Service) -> set[str]:
+    return {service.spec.cluster_ip, *service.spec.cluster_ips}
 
 
 def _address(host: str) -> str:

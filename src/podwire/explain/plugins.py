@@ -1,7 +1,8 @@
 """Which verdicts depend on the network plugin: a cluster's policies under several profiles. Pure.
 
     StaticWorld + profiles ─┬─ honour ──────▶ what of each policy a plugin reads otherwise
-                            ├─ Reach twice ─▶ pairs of pods with other ports open than by default
+                            ├─ Reach twice ─▶ pairs of pods, pods and outsiders, with other ports
+                            │                 open than by default
                             └─ hairpins ────▶ pods that meet themselves through a Service
 
 The default is podwire's own reading, which is Kubernetes' where Kubernetes says anything.
@@ -12,7 +13,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Final, Literal
+from ipaddress import IPv4Address, IPv6Address
+from typing import Final, Literal, NamedTuple, TypeAlias
 
 import msgspec
 
@@ -24,7 +26,7 @@ from podwire.policy.connlist import format_ports
 from podwire.policy.evaluate import Decision, Flow, Party, PolicySet, Semantics, evaluate
 from podwire.policy.flowdocument import API_VERSION
 from podwire.policy.intervals import Intervals
-from podwire.policy.model import PROTOCOL_NAMES, PortRange
+from podwire.policy.model import DIRECTIONS, PROTOCOL_NAMES, Direction, PortRange
 from podwire.policy.ports import to_ranges
 from podwire.policy.profiles import (
     DEFAULT_PROFILE,
@@ -33,7 +35,7 @@ from podwire.policy.profiles import (
     Question,
     honour,
 )
-from podwire.policy.reach import Reach
+from podwire.policy.reach import Outside, Reach
 from podwire.policy.world import PodView
 
 _SHOWN: Final = 3
@@ -46,6 +48,9 @@ _MEANINGS: Final[tuple[tuple[Question, str], ...]] = (
     ("hairpin", "hairpin_judged"),
 )
 """Which field of `Semantics` answers which question."""
+
+
+Change: TypeAlias = Literal["closed", "opened"]
 
 
 class RuleFinding(msgspec.Struct, frozen=True, omit_defaults=True, rename="camel"):
@@ -68,7 +73,7 @@ class PairFinding(msgspec.Struct, frozen=True, omit_defaults=True, rename="camel
     """
 
     plugin: str
-    change: Literal["closed", "opened"]
+    change: Change
     sources: tuple[str, ...]
     destinations: tuple[str, ...]
     ports: str
@@ -110,6 +115,7 @@ def compare_plugins(
         comparison = _Comparison.of(static, profile, version)
         rules += comparison.rules()
         pairs += comparison.pairs()
+        pairs += comparison.outside()
         pairs += comparison.hairpins()
     return PluginReport(
         tuple(profile.name for profile in profiles),
@@ -169,14 +175,18 @@ class _Comparison:
 
     # --- pairs ---
 
-    def pairs(self) -> Iterator[PairFinding]:
-        """Pods that neither reading tells apart are one."""
-        members: dict[tuple[int, int], list[PodView]] = {}
+    @cached_property
+    def _classes(self) -> dict[tuple[int, int], list[PodView]]:
+        """Pods that neither reading tells apart, by their groups in both."""
+        found: dict[tuple[int, int], list[PodView]] = {}
         for pod in self.before.pods:
             place = self.before.group_of[pod.key], self.after.group_of[pod.key]
-            members.setdefault(place, []).append(pod)
-        for source, some in members.items():
-            for destination, others in members.items():
+            found.setdefault(place, []).append(pod)
+        return found
+
+    def pairs(self) -> Iterator[PairFinding]:
+        for source, some in self._classes.items():
+            for destination, others in self._classes.items():
                 if source == destination and len(some) < 2:
                     continue
                 old = self.before.ports(source[0], destination[0])
@@ -188,23 +198,51 @@ class _Comparison:
     ) -> Iterator[PairFinding]:
         one = some[0]
         other = next(pod for pod in others if pod.key != one.key)
-        for change, part in (
-            ("closed", intervals.subtract(old, new)),
-            ("opened", intervals.subtract(new, old)),
-        ):
-            if part:
-                flow = _flow(self._party(one), self._party(other), part)
-                yield self._finding(
-                    "closed" if change == "closed" else "opened",
-                    tuple(sorted({self._name(pod) for pod in some})),
-                    tuple(sorted({self._name(pod) for pod in others})),
-                    format_ports(part),
-                    flow,
-                )
+        for change, part in _changes(old, new):
+            flow = _flow(self._party(one), self._party(other), part)
+            ends = self._all_names(some), self._all_names(others)
+            yield self._finding(change, *ends, format_ports(part), flow)
+
+    def _all_names(self, pods: Sequence[PodView]) -> tuple[str, ...]:
+        return tuple(sorted({self._name(pod) for pod in pods}))
+
+    # --- outsiders ---
+
+    def outside(self) -> Iterator[PairFinding]:
+        for direction in DIRECTIONS:
+            segments = _segments(self.before.outside(direction), self.after.outside(direction))
+            for place, pods in self._classes.items():
+                found: dict[tuple[Change, Intervals], list[Segment]] = {}
+                for segment in segments:
+                    old = _open(self.before, direction, segment.before, place[0])
+                    new = _open(self.after, direction, segment.after, place[1])
+                    for changed in _changes(old, new):
+                        found.setdefault(changed, []).append(segment)
+                for (change, part), where in found.items():
+                    yield self._outsiders(direction, change, part, where, pods)
+
+    def _outsiders(
+        self,
+        direction: Direction,
+        change: Change,
+        part: Intervals,
+        where: Sequence[Segment],
+        pods: Sequence[PodView],
+    ) -> PairFinding:
+        version = self.before.version
+        far = Party((IPv4Address if version == 4 else IPv6Address)(where[0].first))
+        near = self._party(pods[0])
+        joined = intervals.union((segment.first, segment.last) for segment in where)
+        outside = tuple(f"{Outside(version, *each)}[External]" for each in joined)
+        inside = self._all_names(pods)
+        if direction == "ingress":
+            flow = _flow(far, near, part)
+            return self._finding(change, outside, inside, format_ports(part), flow)
+        return self._finding(change, inside, outside, format_ports(part), _flow(near, far, part))
 
     def _finding(
         self,
-        change: Literal["closed", "opened"],
+        change: Change,
         sources: tuple[str, ...],
         destinations: tuple[str, ...],
         ports: str,
@@ -290,6 +328,39 @@ class _Comparison:
                             f"{PROTOCOL_NAMES[port.protocol]} {port.first}",
                             flow,
                         )
+
+
+class Segment(NamedTuple):
+    """Addresses that are one range in both readings, and which range that is in each."""
+
+    first: int
+    last: int
+    before: Outside
+    after: Outside
+
+
+def _segments(before: Sequence[Outside], after: Sequence[Outside]) -> list[Segment]:
+    """Both cover all addresses, in order."""
+    found: list[Segment] = []
+    i = j = 0
+    while i < len(before) and j < len(after):
+        first = max(before[i].first, after[j].first)
+        last = min(before[i].last, after[j].last)
+        found.append(Segment(first, last, before[i], after[j]))
+        i, j = i + (before[i].last == last), j + (after[j].last == last)
+    return found
+
+
+def _open(reach: Reach, direction: Direction, outside: Outside, group: int) -> Intervals:
+    if direction == "ingress":
+        return reach.from_outside(outside, group)
+    return reach.to_outside(group, outside)
+
+
+def _changes(old: Intervals, new: Intervals) -> list[tuple[Change, Intervals]]:
+    closed: tuple[Change, Intervals] = ("closed", intervals.subtract(old, new))
+    opened: tuple[Change, Intervals] = ("opened", intervals.subtract(new, old))
+    return [each for each in (closed, opened) if each[1]]
 
 
 def _flow(source: Party, destination: Party, part: Intervals) -> Flow:

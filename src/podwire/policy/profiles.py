@@ -144,11 +144,13 @@ CALICO: Final = Profile(
         "ipBlock and pods": Cell(_BY_ADDRESS, f"{_CALICO}/conversion.go (Nets, NotNets)"),
         "ipBlock and nodes": Cell(_BY_ADDRESS, f"{_CALICO}/conversion.go"),
         "Baseline": Cell("yes: each direction alone", f"{_CALICO}/clusternetworkpolicy.go"),
-        "hairpin": Cell("yes: judged as it is forwarded", "k/k #125611"),
+        "hairpin": Cell(
+            "yes: judged as it is forwarded", f"{_NPA} #343; Calico says nothing of it"
+        ),
         "hostNetwork": Cell(_AS_NODE, "docs.tigera.io: Host endpoints"),
         "own node": Cell(
             "from the node always; to it by DefaultEndpointToHostAction",
-            "docs.tigera.io: Felix configuration",
+            "calico #1683, docs.tigera.io: Felix configuration",
         ),
         "endPort": Cell("yes", f"{_CALICO}/conversion.go"),
         "SCTP": Cell("yes", "docs.tigera.io: NetworkPolicy, protocols"),
@@ -240,7 +242,7 @@ ANTREA: Final = Profile(
         "Baseline": Cell("yes: each direction alone", "antrea docs/admin-network-policy.md"),
         "hairpin": Cell("egress only: ingress is always allowed", f"{_ANTREA_DOCS}, PR #5687"),
         "hostNetwork": Cell(_AS_NODE, _ANTREA_DOCS),
-        "own node": Cell("yes", "antrea docs/design/ovs-pipeline.md, IngressSecurityClassifier"),
+        "own node": Cell("yes", "antrea PR #1816"),
         "endPort": Cell("yes", "antrea #1638"),
         "SCTP": Cell("yes", "antrea #1297"),
         "named ports": Cell("the destination's, by name and protocol", _ANTREA_DOCS),

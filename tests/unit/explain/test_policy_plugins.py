@@ -121,6 +121,29 @@ def test_baseline_and_pods_that_meet_themselves() -> None:
     assert (own.change, own.rule) == ("opened", "NetworkPolicy shop/web (m.yaml:1)")
 
 
+def test_outsiders_are_compared_too() -> None:
+    extra = """\
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: door, namespace: shop}
+spec:
+  podSelector: {matchLabels: {app: web}}
+  ingress:
+  - from: [{ipBlock: {cidr: 198.51.100.0/24}}, {ipBlock: {cidr: 198.51.101.0/24}}]
+    ports: [{port: http}]
+"""
+    report = _report("ovn", text=f"{MANIFESTS}---\n{extra}")
+    outside = [p for p in report.pairs if "External" in p.sources[0]]
+    assert [(p.sources, p.destinations, p.ports) for p in outside] == [
+        (
+            ("198.51.100.0-198.51.101.255[External]",),
+            ("shop/web[Pod]",),
+            "TCP 1-8079,8081-65535",
+        )
+    ]
+    assert outside[0].rule.startswith("NetworkPolicy shop/door spec.ingress[0] (m.yaml:")
+
+
 def test_a_plugin_that_agrees_says_so_and_what_else_is_otherwise() -> None:
     report = _report("calico")
     assert list(lines(report)) == ["calico: reads these policies as podwire does"]

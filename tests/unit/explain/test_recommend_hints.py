@@ -10,9 +10,9 @@ import yaml
 from click.testing import CliRunner
 
 from podwire.cli import cli
+from podwire.explain.hintneeds import Cluster
 from podwire.explain.hints import Text, hints_in
 from podwire.explain.recommending import (
-    Cluster,
     Report,
     recommend_from_flows,
     recommend_from_hints,
@@ -179,6 +179,24 @@ def test_names_outside_open_the_outside_at_their_port() -> None:
     found, report = _recommend(_deployment("web", _env("203.0.113.7:5432")))
     assert _spec(found, "web")["egress"][-1]["to"] == [{"ipBlock": {"cidr": "203.0.113.7/32"}}]
     assert report.warnings == ()
+
+
+def test_services_are_known_by_their_addresses_and_other_names() -> None:
+    fixed = CART.replace("type: ClusterIP", "type: ClusterIP\n  clusterIP: 10.96.0.9")
+    found, _ = _recommend(fixed, _deployment("web", _env("10.96.0.9:80")))
+    assert _sources(found, "cart") == {"web": [7070]}
+    other = """
+apiVersion: v1
+kind: Service
+metadata: {name: basket, namespace: shop}
+spec: {type: ExternalName, externalName: NAME}
+"""
+    inside = other.replace("NAME", "cart.shop.svc.cluster.local")
+    found, _ = _recommend(CART, inside, _deployment("web", _env("basket:80")))
+    assert _sources(found, "cart") == {"web": [7070]}
+    outside = other.replace("NAME", "cart.example.com")
+    _, report = _recommend(outside, _deployment("web", _env("http://basket")))
+    assert "names cart.example.com:80: a NetworkPolicy knows no names" in report.warnings[0]
 
 
 def test_entries_let_controllers_or_everybody_in() -> None:

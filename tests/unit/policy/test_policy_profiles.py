@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from ipaddress import ip_address, ip_network
+from pathlib import Path
 
 import pytest
 
@@ -39,6 +40,7 @@ from podwire.policy.profiles import (
 from podwire.policy.selector import EVERYTHING
 from podwire.policy.world import NodeView, PodView, make_world
 
+README = Path(__file__).parents[3] / "src" / "podwire" / "policy" / "README.md"
 NODE = NodeView("n1", {}, (ip_address("10.1.0.1"),))
 POD = PodView(Key("x", "a"), {"app": "a"}, (ip_address("10.0.0.1"),), "n2")
 OTHER = PodView(Key("x", "b"), {"app": "b"}, (ip_address("10.0.0.2"),), "n2")
@@ -192,3 +194,10 @@ def test_ip_blocks_that_may_mean_pods_are_told(
     kept, found = honour([_policy(peers=(peer,))], CILIUM)
     assert len(kept) == 1
     assert [each.only_maybe for each in found] == [True] * told
+
+
+def test_the_readme_has_the_data() -> None:
+    text = README.read_text()
+    for question, words in QUESTIONS.items():
+        says = " | ".join(profile.cells[question].says for profile in PROFILES.values())
+        assert f"| {words} | {says} |" in text

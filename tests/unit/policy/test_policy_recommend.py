@@ -316,23 +316,25 @@ _LABELS = st.dictionaries(
 
 @st.composite
 def _worlds(draw: st.DrawFn) -> World:
+    """hostNetwork pods too: flow logs know them as their nodes."""
     pods = [
         PodView(
             Key(draw(st.sampled_from(["x", "y", "kube-system"])), f"p{i}"),
             draw(_LABELS),
-            (ip_address(f"10.0.0.{i + 1}"),),
+            NODE.ips if draw(st.integers(0, 5)) == 0 else (ip_address(f"10.0.0.{i + 1}"),),
             draw(st.sampled_from(["n1", "n2", ""])),
         )
         for i in range(draw(st.integers(1, 6)))
     ]
-    return make_world(pods, nodes=[NODE, NodeView("n2", {}, (ip_address("172.30.0.3"),))])
+    marked = [replace(pod, host_network=pod.ips == NODE.ips) for pod in pods]
+    return make_world(marked, nodes=[NODE, NodeView("n2", {}, (ip_address("172.30.0.3"),))])
 
 
 @st.composite
 def _cases(draw: st.DrawFn) -> tuple[World, list[FlowRecord]]:
     world = draw(_worlds())
     owners: Sequence[PodView | NodeView | str] = [
-        *world.pods.values(),
+        *(pod for pod in world.pods.values() if not pod.host_network),
         *world.nodes.values(),
         "203.0.113.7",
         "10.0.0.99",
