@@ -128,7 +128,7 @@ def test_any_network_policy_may_end_baseline() -> None:
 
 def test_a_hairpin_may_always() -> None:
     text = "x/np: {podSelector: {}}"
-    assert chosen(text, "x/a ~ x/a:80", Semantics(hairpin_is_judged=False))
+    assert chosen(text, "x/a ~ x/a:80", Semantics(hairpin_judged=()))
     assert not chosen(text, "x/a ~ x/a:80", Semantics())
 
 

@@ -440,12 +440,6 @@ def test_bad_cluster_policies(spec: str, path: str, text: str) -> None:
 BAD_OLD = [
     (
         "AdminNetworkPolicy",
-        "priority: 1, subject: {pods: {podSelector: {}}}",
-        "spec.subject.pods.namespaceSelector",
-        "is required",
-    ),
-    (
-        "AdminNetworkPolicy",
         "priority: 1, ingress: [{action: Allow, from: [{namespaces: {}}], ports: [{}]}]",
         "spec.ingress[0].ports[0]",
         "want exactly one of portNumber, namedPort, portRange",

@@ -18,6 +18,7 @@ from podwire.policy.world import (
     NodeView,
     PodView,
     make_world,
+    owners_of,
     view_namespace,
     view_node,
     view_pod,
@@ -105,4 +106,4 @@ def test_whose_an_address_is() -> None:
     node = NodeView("node-1", {}, (ip_address("172.30.0.2"),))
     host = PodView(Key("x", "h"), ips=node.ips, node="node-1", host_network=True)
     there = make_world([pod(), host], nodes=[node])
-    assert there.owners == {ip_address("10.244.1.2"): pod(), ip_address("172.30.0.2"): node}
+    assert owners_of(there) == {ip_address("10.244.1.2"): pod(), ip_address("172.30.0.2"): node}
