@@ -2,11 +2,12 @@
 
 GET  /policies         NodePolicyReport
 POST /policies/wait    WaitRequest -> WaitResponse, as soon as all are in force
-GET  /policies/flows   NodeFlows: connections that were opened or denied, with what was lost
+GET  /policies/flows   FlowLogDocument: connections that were opened or denied, and losses
 """
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Mapping
 
@@ -17,7 +18,7 @@ from podwire.agents.policysources import Standing
 from podwire.agents.progressing import ProgressTeller, answer, answer_wait
 from podwire.client import Api
 from podwire.policy.classes import Outcome
-from podwire.policy.flowlog import NodeFlows
+from podwire.policy.flowdocument import FlowLogDocument
 from podwire.policy.metrics import PolicyNumbers, render_metrics
 from podwire.policy.model import PolicyRef
 from podwire.policy.report import NodePolicyReport, PolicyReport, RuleCount
@@ -134,13 +135,14 @@ class PolicyStatus:
     async def flows(self, _request: web.Request) -> web.Response:
         notes = self._agent.notes
         return answer(
-            NodeFlows(
-                node=self._name,
+            FlowLogDocument(
+                nodes=(self._name,),
+                passed=self._agent.observer.passed,
                 since=notes.since,
-                records=tuple(notes.log.records()),
+                until=time.time(),
                 lost=notes.lost,
                 forgotten=notes.log.forgotten,
-                disagreed=notes.log.disagreed,
+                records=tuple(notes.log.records()),
             )
         )
 

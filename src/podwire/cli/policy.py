@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from podwire.cli.output import output_option, print_structured, print_table
+from podwire.cli.policyflows import flows, observe
 from podwire.cli.policyrecommend import recommend
 from podwire.cli.policystage import promote, stage, staged
 from podwire.cli.static import Choices, reach_files, read_files, semantics_options
@@ -28,11 +29,11 @@ _PICTURES = {"mermaid": draw_mermaid, "dot": draw_dot, "svg": draw_svg}
 def policy() -> None:
     """Compare, measure, check and recommend policies from manifests; try them before they block.
 
-    Only `stage` and `promote` need a lab; nothing needs root.
+    Only `stage`, `promote`, `flows` and `observe` need a lab; nothing needs root.
     """
 
 
-for _command in (promote, recommend, stage, staged):
+for _command in (flows, observe, promote, recommend, stage, staged):
     policy.add_command(_command)
 
 

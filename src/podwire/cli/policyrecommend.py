@@ -7,7 +7,8 @@ from typing import Any
 import click
 import msgspec
 
-from podwire.cli.output import print_structured
+from podwire.cli.output import lab_option, print_structured
+from podwire.cli.policyflows import live_flows
 from podwire.cli.policystage import dump_manifests, read_log
 from podwire.cli.static import warn
 from podwire.errors import UsageError
@@ -20,6 +21,7 @@ from podwire.explain.recommending import (
 )
 from podwire.explain.staticworld import read_world
 from podwire.objects.documents import load
+from podwire.policy.flowdocument import FlowLogDocument
 from podwire.policy.flowneeds import FlowOptions
 from podwire.policy.model import DIRECTIONS, Direction
 from podwire.policy.recommend import Options, Recommendation
@@ -30,6 +32,8 @@ from podwire.policy.recommend import Options, Recommendation
     "-f", "--filename", "files", multiple=True, metavar="PATH", help="Manifests of the cluster."
 )
 @click.option("--from-flows", "flows", metavar="FLOWLOG", help="What was seen, - for stdin.")
+@click.option("--live", is_flag=True, help="What the lab's nodes have seen, and its pods.")
+@lab_option
 @click.option("-n", "--namespace", default="default", help="Of objects that name none.")
 @click.option(
     "--only",
@@ -63,22 +67,36 @@ from podwire.policy.recommend import Options, Recommendation
     help="Manifests for kubectl, or a report with them.",
 )
 def recommend(
-    files: tuple[str, ...], flows: str | None, namespace: str, output: str, **chosen: Any
+    files: tuple[str, ...],
+    flows: str | None,
+    live: bool,
+    lab: str | None,
+    namespace: str,
+    output: str,
+    **chosen: Any,
 ) -> None:
-    """Print NetworkPolicies that leave open what was seen (--from-flows), or what settings hint at.
+    """Print NetworkPolicies that leave open what was seen (--live, --from-flows), or what settings
+    hint at.
 
     With both, manifests tell which pods there are besides. Every connection is checked under what
     is printed; pods of which nothing was seen are left alone, and named.
     """
-    if not files and flows is None:
-        raise UsageError("policy recommend: want --from-flows FLOWLOG, -f PATH or both")
-    cluster = _cluster(files, namespace) if files else Cluster(namespace=namespace)
+    if live and (files or flows):
+        raise UsageError("policy recommend: --live is instead of -f and --from-flows")
+    if not (files or flows or live):
+        raise UsageError("policy recommend: want --live, --from-flows FLOWLOG, -f PATH or both")
     options = _options(**chosen)
-    if flows is None:
+    log: FlowLogDocument | None
+    if live:
+        log, cluster = _live(lab, namespace)
+    else:
+        log = read_log(flows) if flows is not None else None
+        cluster = _cluster(files, namespace) if files else Cluster(namespace=namespace)
+    if log is None:
         result, report = recommend_from_hints(cluster, options)
     else:
         wide = FlowOptions({4: chosen["widen"], 6: chosen["widen6"]}, chosen["icmp"])
-        result, report = recommend_from_flows(read_log(flows), cluster, options, wide)
+        result, report = recommend_from_flows(log, cluster, options, wide)
     _print(result, report, output)
 
 
@@ -94,6 +112,16 @@ def _options(
     directions: tuple[Direction, ...] = tuple(d for d in DIRECTIONS if direction in ("both", d))
     only = frozenset(namespaces) or None
     return Options(directions, include_idle, close_quiet, only, staged)
+
+
+def _live(lab: str | None, namespace: str) -> tuple[FlowLogDocument, Cluster]:
+    """What the nodes have seen, and the pods there are."""
+    from podwire.explain.staticlive import read_static
+    from podwire.lab import Lab
+
+    log, name = live_flows(lab)
+    _, static = Lab(name).call(read_static)
+    return log, Cluster(static, namespace=namespace, complete=True)
 
 
 def _cluster(files: tuple[str, ...], namespace: str) -> Cluster:

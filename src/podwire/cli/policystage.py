@@ -9,6 +9,7 @@ import click
 import yaml
 
 from podwire.cli.output import lab_option, print_structured, print_table
+from podwire.cli.policyflows import live_flows
 from podwire.errors import UsageError
 from podwire.explain.staticworld import CLUSTER_POLICIES
 from podwire.objects.documents import Document, load
@@ -102,18 +103,17 @@ def promote(
 
 
 @click.command()
-@click.option("-f", "--filename", "file", metavar="FLOWLOG", help="A flow log, - for stdin.")
+@click.option("-f", "--filename", "file", metavar="FLOWLOG", help="Default: the lab's nodes.")
+@lab_option
 @click.option(
     "-o", "--output", type=click.Choice(("table", "text", "json", "yaml")), default="table"
 )
-def staged(file: str | None, output: str) -> None:
+def staged(file: str | None, lab: str | None, output: str) -> None:
     """Tell which connections that were seen the staged policies would deny or allow.
 
     The exit code is 1 when some would newly be denied.
     """
-    if file is None:
-        raise UsageError("policy staged: want -f FLOWLOG")
-    report = report_staged(read_log(file))
+    report = report_staged(live_flows(lab)[0] if file is None else read_log(file))
     print_staged(report, output)
     if report.of("newly denied"):
         raise click.exceptions.Exit(1)

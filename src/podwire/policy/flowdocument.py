@@ -25,13 +25,15 @@ class FlowLogDocument(msgspec.Struct, rename="camel"):
     """`nodes` answered, `silent` did not, with the reason.
 
     `lost` packets were never seen, `forgotten` records made room for others; None: nobody says.
-    `since` and `until` are seconds since the epoch; from `since` on all `nodes` watched.
+    `passed` False: only what was denied was noted. `since` and `until` are seconds since the epoch;
+    from `since` on all `nodes` watched.
     """
 
     api_version: str = API_VERSION
     kind: str = KIND
     nodes: tuple[str, ...] = ()
     silent: Mapping[str, str] = {}
+    passed: bool = True
     since: float | None = None
     until: float | None = None
     lost: int | None = None
@@ -57,6 +59,8 @@ class FlowLogDocument(msgspec.Struct, rename="camel"):
             yield f"{self.lost} packets were lost before they were read"
         if self.forgotten:
             yield f"{self.forgotten} records were forgotten to make room"
+        if not self.passed:
+            yield "what passed was not noted on every node: `podwire policy observe on`"
         for node, reason in self.silent.items():
             yield f"node {node} did not answer: {reason}"
 
@@ -79,6 +83,7 @@ def merge_documents(
     return FlowLogDocument(
         nodes=tuple(sorted({node for document in found for node in document.nodes})),
         silent=missing,
+        passed=all(document.passed for document in found),
         since=max((d.since for d in found if d.since is not None), default=None),
         until=min((d.until for d in found if d.until is not None), default=None),
         lost=_sum(document.lost for document in found),

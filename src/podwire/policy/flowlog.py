@@ -15,8 +15,8 @@ from typing import Final, Literal, NamedTuple, TypeAlias
 
 import msgspec
 
-from podwire.policy.evaluate import Decision, Judgement, Party
-from podwire.policy.model import PROTOCOL_NAMES, Rule
+from podwire.policy.evaluate import Decision, Flow, Judgement, Party
+from podwire.policy.model import PROTOCOL_NAMES
 from podwire.policy.verdicts import Verdicts
 from podwire.policy.world import World
 
@@ -50,12 +50,17 @@ class End(msgspec.Struct, frozen=True, omit_defaults=True, rename="camel"):
 
 
 class Said(msgspec.Struct, frozen=True, omit_defaults=True, rename="camel"):
-    """One direction's judgement in words: `rule` decided, or `isolating` policies did."""
+    """One direction's judgement in words: `rule` decided, or `isolating` policies did.
+
+    Of a denial `nearest` is the rule that almost let it through, and `differs` in which fields.
+    """
 
     verdict: Verdict
     reason: str
     rule: str = ""
     isolating: tuple[str, ...] = ()
+    nearest: str = ""
+    differs: tuple[str, ...] = ()
 
 
 class FlowRecord(msgspec.Struct, omit_defaults=True, rename="camel"):
@@ -77,18 +82,6 @@ class FlowRecord(msgspec.Struct, omit_defaults=True, rename="camel"):
     count: int = 0
     first_seen: float = 0.0
     last_seen: float = 0.0
-
-
-class NodeFlows(msgspec.Struct, frozen=True, rename="camel"):
-    """One node's flow log: `lost` packets never came, `forgotten` records had to make room,
-    `disagreed` verdicts of the kernel the evaluator contradicts."""
-
-    node: str
-    since: float
-    records: tuple[FlowRecord, ...] = ()
-    lost: int = 0
-    forgotten: int = 0
-    disagreed: int = 0
 
 
 class FlowLog:
@@ -137,7 +130,8 @@ class FlowLog:
 
     def _judge(self, seen: Seen) -> FlowRecord:
         asked = seen[:4]
-        decision = self._enforced.between(*asked)
+        flow = self._enforced.flow(*asked)
+        decision = self._enforced.decide(flow)
         here, elsewhere = self._split(decision, seen)
         if seen.passed != all(judgement.allowed for judgement in here):
             self.disagreed += 1
@@ -148,13 +142,25 @@ class FlowLog:
             PROTOCOL_NAMES.get(seen.protocol, str(seen.protocol)),
             seen.port,
             _verdict(allowed),
-            *_said(decision),
+            self._said(flow, decision.egress),
+            self._said(flow, decision.ingress),
         )
         if self._staged is not None:
             staged = self._staged.between(*asked)
             record.staged = _verdict(staged.allowed)
             record.staged_by = tuple(_makers(staged)) if record.staged != record.verdict else ()
         return record
+
+    def _said(self, flow: Flow, judgement: Judgement) -> Said:
+        near = None if judgement.allowed else self._enforced.nearest(flow, judgement)
+        return Said(
+            _verdict(judgement.allowed),
+            judgement.reason,
+            "" if judgement.rule is None else str(judgement.rule),
+            tuple(map(str, judgement.isolating)),
+            str(near.rule) if near else "",
+            tuple(map(str, near.misses)) if near else (),
+        )
 
     def _split(self, decision: Decision, seen: Seen) -> tuple[list[Judgement], list[Judgement]]:
         """What this node's kernel judges, and what the other end's does."""
@@ -204,19 +210,6 @@ def _verdict(allowed: bool) -> Verdict:
     return "allowed" if allowed else "denied"
 
 
-def _said(decision: Decision) -> tuple[Said, Said]:
-    egress, ingress = (
-        Said(
-            _verdict(judgement.allowed),
-            judgement.reason,
-            _rule(judgement.rule),
-            tuple(map(str, judgement.isolating)),
-        )
-        for judgement in (decision.egress, decision.ingress)
-    )
-    return egress, ingress
-
-
 def _makers(decision: Decision) -> Iterator[str]:
     """What decides: of a denial what denies, of an allowance every rule it rests on."""
     for judgement in (decision.egress, decision.ingress):
@@ -225,7 +218,3 @@ def _makers(decision: Decision) -> Iterator[str]:
                 yield str(judgement.rule)
             elif not judgement.allowed:
                 yield from map(str, judgement.isolating)
-
-
-def _rule(rule: Rule | None) -> str:
-    return "" if rule is None else str(rule)

@@ -11,8 +11,19 @@ from collections.abc import Iterable, Mapping
 from ipaddress import ip_address
 
 from podwire.objects.meta import Key
-from podwire.policy.evaluate import DEFAULT, Decision, Flow, Party, PolicySet, Semantics, evaluate
+from podwire.policy.evaluate import (
+    DEFAULT,
+    Case,
+    Decision,
+    Flow,
+    Judgement,
+    Party,
+    PolicySet,
+    Semantics,
+    evaluate,
+)
 from podwire.policy.model import Address, Policy
+from podwire.policy.nearest import Near, find_nearest
 from podwire.policy.world import NodeView, Owner, PodView, World, owners_of
 
 
@@ -61,8 +72,16 @@ class Verdicts:
     def between(self, source: bytes, destination: bytes, protocol: int, port: int) -> Decision:
         """Addresses packed, as between DNAT and SNAT: one that meets itself does so through a
         Service."""
+        return self.decide(self.flow(source, destination, protocol, port))
+
+    def flow(self, source: bytes, destination: bytes, protocol: int, port: int) -> Flow:
         ends = self.party(source), self.party(destination)
-        return self.decide(Flow(*ends, protocol, port, hairpin=source == destination))
+        return Flow(*ends, protocol, port, hairpin=source == destination)
+
+    def nearest(self, flow: Flow, judgement: Judgement) -> Near | None:
+        """Of a denial: the rule that almost let the connection through."""
+        case = Case(judgement.direction, flow, self.world, self._semantics)
+        return find_nearest(case, judgement, self._policies)
 
     def decide(self, flow: Flow) -> Decision:
         return evaluate(flow, self._policies, self.world, self._semantics)
