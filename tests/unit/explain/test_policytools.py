@@ -211,6 +211,19 @@ def test_reach_prints_in_every_form(tmp_path: Path, output: str) -> None:
     }[output] in done.stdout
 
 
+def test_a_denied_pair_says_by_whom(tmp_path: Path) -> None:
+    (path,) = _files(tmp_path, all=DENY_DB + WORLD)
+    done = CliRunner().invoke(cli, ["reach", "--static", "-f", path, "-o", "json"])
+    document = json.loads(done.stdout)
+    keys = [endpoint["name"] for endpoint in document["sources"]]
+    told = {
+        (keys[a["source"]], keys[a["destination"]]): a.get("detail", "")
+        for a in document["answers"]
+    }
+    assert told["web", "db"] == "ingress isolated by NetworkPolicy shop/deny"
+    assert told["db", "web"] == ""
+
+
 def test_reach_can_be_asked_for_some(tmp_path: Path) -> None:
     (path,) = _files(tmp_path, all=OPEN_DB + WORLD)
     base = ["reach", "--static", "-f", path, "-o", "connlist"]
