@@ -205,9 +205,7 @@ def test_diff_is_weighted_by_what_was_seen(tmp_path: Path) -> None:
         _flow(outside, db, verdict="denied"),
     ]
     log = tmp_path / "flows.json"
-    log.write_text(
-        json.dumps({"apiVersion": "podwire.dev/v1alpha1", "kind": "FlowLog", "records": records})
-    )
+    log.write_text(json.dumps(records))
     old, new = _files(tmp_path, old=WORLD, new=OPEN_DB + WORLD)
     arguments = ["policy", "diff", old, new, "--flows", str(log)]
     done = CliRunner().invoke(cli, [*arguments, "-o", "json"])
