@@ -19,7 +19,10 @@ grep -q 'wants app=api, is app=web' "$folder/why"
 
 # Somebody writes the Service's port where policies want the pod's own: lint sees it, diff shows it.
 sed 's/port: 8080}/port: 80}/' "$manifests" >"$folder/new.yaml"
-"$podwire" policy lint -f "$folder/new.yaml" | grep -q 'service-port'
-"$podwire" policy diff "$manifests" "$folder/new.yaml" -o json | grep -q '"kind": "removed"'
-"$podwire" policy coverage -f "$manifests" | grep -q '3 (100%)'
+"$podwire" policy lint -f "$folder/new.yaml" >"$folder/lint"
+grep -q 'service-port' "$folder/lint"
+"$podwire" policy diff "$manifests" "$folder/new.yaml" >"$folder/diff"
+grep -q '^removed   shop/web' "$folder/diff"
+"$podwire" policy coverage -f "$manifests" >"$folder/coverage"
+grep -q '3 (100%)' "$folder/coverage"
 echo "checked without a cluster"

@@ -10,11 +10,11 @@ import click
 from podwire.cli.output import output_option, print_structured, print_table
 from podwire.cli.policyflows import flows, observe
 from podwire.cli.policyrecommend import recommend
-from podwire.cli.policystage import promote, stage, staged
+from podwire.cli.policystage import promote, read_log, stage, staged
 from podwire.cli.static import Choices, reach_files, read_files, semantics_options
 from podwire.errors import UsageError
 from podwire.explain import policytools
-from podwire.explain.policytools import DiffTold, ExposureTold, FindingTold
+from podwire.explain.policytools import DiffTold, ExposureTold, FindingTold, FlowsTold
 from podwire.explain.render.graph import draw_dot, draw_mermaid
 from podwire.explain.render.svg import draw_svg
 from podwire.policy.coverage import Coverage
@@ -48,9 +48,15 @@ for _command in (flows, observe, promote, recommend, stage, staged):
     help="How to print the result.",
 )
 @click.option("--exit-code", is_flag=True, help="Exit with 1 when something changes.")
+@click.option("--flows", metavar="FLOWLOG", help="Weigh the changes by what was seen, - for stdin.")
 @semantics_options
-def diff(old: str, new: str, output: str, exit_code: bool, **options: Any) -> None:
-    """Tell which connections change from the manifests OLD to NEW (files or folders)."""
+def diff(
+    old: str, new: str, output: str, exit_code: bool, flows: str | None, **options: Any
+) -> None:
+    """Tell which connections change from the manifests OLD to NEW (files or folders).
+
+    With a flow log also how many observed flows each change would newly deny or allow.
+    """
     choices = Choices(**options)
     before, after = reach_files([old], choices), reach_files([new], choices)
     changes = policytools.diff_worlds(before, after)
@@ -58,6 +64,9 @@ def diff(old: str, new: str, output: str, exit_code: bool, **options: Any) -> No
         click.echo(_PICTURES[output](policytools.draw_diff(changes)), nl=False)
     else:
         found = policytools.tell_diff(changes, before, after)
+        if flows is not None:
+            log = read_log(flows)
+            found = policytools.add_flows(found, changes, before.static, log)
         if not print_structured(found, output):
             _print_diff(found)
     if changes and exit_code:
@@ -72,9 +81,24 @@ def _print_diff(found: DiffTold) -> None:
     if not found.changes:
         click.echo("no connection changes")
         return
-    columns = ("Change", "Source", "Destination", "Old", "New")
+    columns = ["Change", "Source", "Destination", "Old", "New"]
     rows = [[c.kind, c.source, c.destination, c.old, c.new] for c in found.changes]
+    if found.flows is not None:
+        columns += ["Newly-Denied", "Newly-Allowed"]
+        for row, change in zip(rows, found.changes, strict=True):
+            row += [str(change.flows_denied), str(change.flows_allowed)]
     print_table("Connections", columns, rows)
+    if found.flows is not None:
+        _print_flows(found.flows)
+
+
+def _print_flows(flows: FlowsTold) -> None:
+    click.echo(
+        f"of {flows.total} observed flows {flows.denied} would newly be denied, {flows.allowed} "
+        f"newly allowed; {flows.unused} changes open what nothing tried; seen {flows.window}"
+    )
+    for doubt in flows.doubts:
+        click.echo(f"warning: {doubt}", err=True)
 
 
 @policy.command()

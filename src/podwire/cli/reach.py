@@ -91,7 +91,7 @@ def _from_files(files: Sequence[str], choices: Choices, asked: ReachOptions, out
         for line in connlist_lines(chosen_connections(static, asked)):
             sys.stdout.write(f"{line}\n")
         return
-    click.echo(render(reach_static(static, asked), output), nl=False)
+    click.echo(render(reach_static(static, asked, whole=output != "table"), output), nl=False)
 
 
 def render(found: Reachability, output: str) -> str:

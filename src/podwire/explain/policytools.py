@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+
+import msgspec
 
 from podwire.explain.entries import Entry, selected_by, target_ports
 from podwire.explain.render.graph import Graph, make_graph
@@ -16,8 +18,11 @@ from podwire.policy.coverage import Coverage, measure_coverage
 from podwire.policy.diff import Change, diff_connections
 from podwire.policy.evaluate import DEFAULT, Semantics
 from podwire.policy.exposure import Imagined, imagine, imagine_all, with_imagined
+from podwire.policy.flowdocument import FlowLogDocument
+from podwire.policy.flowlog import End
 from podwire.policy.lint import Finding, ServiceLead, lint
 from podwire.policy.reach import Reach
+from podwire.policy.weights import weigh
 
 _COLOURS: Mapping[str, str] = {"added": "#1a7f37", "removed": "#cf222e", "changed": "#bf8700"}
 
@@ -32,12 +37,30 @@ class ChangeTold(View):
     new: str
     opened: str
     closed: str
+    flows_denied: int | None = None
+    flows_allowed: int | None = None
+    last_seen: float | None = None
+
+
+class FlowsTold(View):
+    """Observed flows beside a diff: of `total` that were seen, `denied` were allowed and would be
+    denied, `allowed` the other way; `unused` changes open what nobody tried."""
+
+    total: int
+    denied: int
+    allowed: int
+    unused: int
+    window: str
+    doubts: tuple[str, ...] = ()
 
 
 class DiffTold(View):
+    """Flows only where a flow log was given."""
+
     changes: tuple[ChangeTold, ...] = ()
     workloads_added: tuple[str, ...] = ()
     workloads_removed: tuple[str, ...] = ()
+    flows: FlowsTold | None = None
 
 
 class FindingTold(View):
@@ -86,6 +109,46 @@ def tell_diff(changes: Iterable[Change], old: StaticReach, new: StaticReach) -> 
         workloads_added=tuple(sorted(after - before)),
         workloads_removed=tuple(sorted(before - after)),
     )
+
+
+def add_flows(
+    told: DiffTold, changes: Sequence[Change], static: StaticWorld, log: FlowLogDocument
+) -> DiffTold:
+    """The diff weighted by what was seen."""
+    weights = weigh(changes, log.records, lambda end: _label_of(static, end))
+    flows = FlowsTold(
+        total=len(log.records),
+        denied=sum(len(weight.denied) for weight in weights),
+        allowed=sum(len(weight.allowed) for weight in weights),
+        unused=sum(
+            bool(change.opened) and not weight.allowed
+            for change, weight in zip(changes, weights, strict=True)
+        ),
+        window=log.window(),
+        doubts=tuple(log.doubts()),
+    )
+    weighted = tuple(
+        msgspec.structs.replace(
+            each,
+            flows_denied=len(weight.denied),
+            flows_allowed=len(weight.allowed),
+            last_seen=weight.last_seen or None,
+        )
+        for each, weight in zip(told.changes, weights, strict=True)
+    )
+    return msgspec.structs.replace(told, changes=weighted, flows=flows)
+
+
+def _label_of(static: StaticWorld, end: End) -> str:
+    """The workload a pod that was seen belongs to: by name, else the one with most of its labels,
+    since pods of a template have its labels and more."""
+    near = [t for t in static.talkers if t.view.key.namespace == end.namespace]
+    named = next((t for t in near if t.view.key.name == end.name), None)
+    if named is not None:
+        return str(named.owner)
+    fitting = [t for t in near if t.view.labels.items() <= dict(end.labels).items()]
+    best = max(fitting, key=lambda t: len(t.view.labels), default=None)
+    return str(best.owner) if best is not None else ""
 
 
 def draw_diff(changes: Iterable[Change]) -> Graph:

@@ -43,7 +43,9 @@ async def reach_computed(
 ) -> tuple[Reachability, tuple[str, ...]]:
     """The questions `reach --live` asks, answered by the policies, and warnings."""
     snapshot, static = await read_static(api)
-    reach = StaticReach(static, semantics, version)
+    families = {ip.version for talker in static.talkers for ip in talker.view.ips}
+    # A cluster of one family has its connections in that one.
+    reach = StaticReach(static, semantics, version if version in families else 10 - version)
     judge = Judge(static.world, static.policy_set, semantics)
     connections = [describe(found) for found in chosen_connections(reach, options)]
     return judge_plan(plan_reach(snapshot, options), judge, connections), static.warnings

@@ -43,6 +43,7 @@ from podwire.policy.evaluate import (
     Semantics,
     evaluate,
 )
+from podwire.policy.intervals import Intervals
 from podwire.policy.model import ICMP as ICMP_V4
 from podwire.policy.model import ICMPV6, PROTOCOL_NAMES, PROTOCOLS
 from podwire.policy.world import World
@@ -137,8 +138,9 @@ def _address_like(endpoint: Endpoint, address: str) -> str:
 # --- manifests ----------------------------------------------------------------------------------
 
 
-def reach_static(static: StaticReach, options: ReachOptions) -> Reachability:
-    """Every workload with every other at the declared ports, or those asked for."""
+def reach_static(static: StaticReach, options: ReachOptions, *, whole: bool = True) -> Reachability:
+    """Every workload with every other at the declared ports, or those asked for; with `whole` also
+    all connections there are, and why others are not."""
     listed = list_talkers(static.static.talkers)
     everybody = [endpoint for endpoint, _ in listed] + [Endpoint(kind="Outside", name=OUTSIDE_NAME)]
     keys = {endpoint.key: key for endpoint, key in listed}
@@ -164,7 +166,12 @@ def reach_static(static: StaticReach, options: ReachOptions) -> Reachability:
         alike = groups[keys[source.key]], groups[keys[destination.key]], question.port
         found = known.get(alike)
         if found is None:
-            found = known[alike] = judge.answer(question, party(source), party(destination))
+            opened = static.reach.ports(*alike[:2])
+            if whole and not _is_open(opened, question.port):
+                found = judge.answer(question, party(source), party(destination))
+            else:
+                found = _brief(question, opened)
+            known[alike] = found
         return msgspec.structs.replace(
             found, source=question.source, destination=question.destination
         )
@@ -183,8 +190,24 @@ def reach_static(static: StaticReach, options: ReachOptions) -> Reachability:
         sources=tuple(sources),
         destinations=tuple(destinations),
         answers=answers,
-        connections=tuple(map(describe, chosen_connections(static, options))),
+        connections=tuple(map(describe, chosen_connections(static, options))) if whole else (),
     )
+
+
+def _brief(question: Question, opened: Intervals) -> Answer:
+    """Without the reason, which takes longer to find than the verdict."""
+    return Answer(
+        source=question.source,
+        destination=question.destination,
+        address=question.address,
+        port=question.port,
+        verdict="allowed" if _is_open(opened, question.port) else "dropped",
+    )
+
+
+def _is_open(opened: Intervals, port: Port) -> bool:
+    number = ports.OTHER if port == ICMP else ports.point(PROTOCOLS[port.protocol], port.number)
+    return intervals.contains(opened, number)
 
 
 def list_talkers(talkers: Iterable[Talker]) -> list[tuple[Endpoint, Key]]:

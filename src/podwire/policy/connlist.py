@@ -18,7 +18,7 @@ from podwire.objects.meta import Key
 from podwire.policy import intervals, ports
 from podwire.policy.intervals import EMPTY, Intervals
 from podwire.policy.model import LAST_PORT, PROTOCOL_NAMES, PROTOCOLS, PortRange
-from podwire.policy.reach import Outside, Reach, members
+from podwire.policy.reach import EXTERNAL, Outside, Reach, members
 
 ALL_CONNECTIONS: Final = "All Connections"
 NO_CONNECTIONS: Final = "No Connections"
@@ -148,7 +148,7 @@ def _unfolded(
 
 
 def _label(party: Actor | Outside) -> str:
-    return party.label if isinstance(party, Actor) else f"{party}[External]"
+    return party.label if isinstance(party, Actor) else f"{party}{EXTERNAL}"
 
 
 # --- text ---------------------------------------------------------------------------------------

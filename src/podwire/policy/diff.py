@@ -7,17 +7,15 @@ of either first, and neighbours that changed alike are put together again.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from ipaddress import ip_address
 from itertools import pairwise
-from typing import Final, Literal, NamedTuple, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 from podwire.policy import intervals
 from podwire.policy.connlist import EVERY_PORT, Connection
 from podwire.policy.intervals import EMPTY, Intervals
-from podwire.policy.reach import Outside
+from podwire.policy.reach import EXTERNAL, Outside, parse_outside
 
 Kind: TypeAlias = Literal["added", "removed", "changed"]
-_EXTERNAL: Final = "[External]"
 
 
 class Change(NamedTuple):
@@ -53,7 +51,7 @@ def diff_connections(old: Iterable[Connection], new: Iterable[Connection]) -> li
     ]
     for key in {**before.outside, **after.outside}:
         for span, was, is_ in _recut(before.outside.get(key, []), after.outside.get(key, [])):
-            label = f"{span}{_EXTERNAL}"
+            label = f"{span}{EXTERNAL}"
             ends = (label, key.actor) if key.incoming else (key.actor, label)
             changes.append(Change(*ends, was, is_))
     return sorted(change for change in changes if change.old != change.new)
@@ -79,20 +77,14 @@ class _Table:
             wired = intervals.intersect(ports, EVERY_PORT)
             if not wired:
                 continue
-            if source.endswith(_EXTERNAL):
-                side, span = _Side(destination, True), _span(source)
-            elif destination.endswith(_EXTERNAL):
-                side, span = _Side(source, False), _span(destination)
+            if (span := parse_outside(source)) is not None:
+                side = _Side(destination, incoming=True)
+            elif (span := parse_outside(destination)) is not None:
+                side = _Side(source, incoming=False)
             else:
                 self.pairs[source, destination] = wired
                 continue
             self.outside.setdefault(side, []).append((span, wired))
-
-
-def _span(label: str) -> Outside:
-    first, _, last = label.removesuffix(_EXTERNAL).partition("-")
-    low = ip_address(first)
-    return Outside(low.version, int(low), int(ip_address(last)))
 
 
 def _recut(

@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Final, NamedTuple, TypeAlias
 
 from podwire.objects.meta import Key
@@ -39,6 +39,7 @@ from podwire.policy.world import PodView, World
 
 Bits: TypeAlias = int
 """A set of groups, by number."""
+EXTERNAL: Final = "[External]"
 _LAST: Final = {4: (1 << 32) - 1, 6: (1 << 128) - 1}
 
 
@@ -52,6 +53,15 @@ class Outside(NamedTuple):
     def __str__(self) -> str:
         make = IPv4Address if self.version == 4 else IPv6Address
         return f"{make(self.first)}-{make(self.last)}"
+
+
+def parse_outside(label: str) -> Outside | None:
+    """`10.0.0.0-10.255.255.255[External]`, as connections name it; None for another label."""
+    if not label.endswith(EXTERNAL):
+        return None
+    first, _, last = label.removesuffix(EXTERNAL).partition("-")
+    low = ip_address(first)
+    return Outside(low.version, int(low), int(ip_address(last)))
 
 
 class Seen(NamedTuple):

@@ -178,6 +178,50 @@ def test_diff_prints_what_changes(tmp_path: Path) -> None:
     assert "linkStyle 0 stroke:#1a7f37" in drawn
 
 
+def _flow(source: dict[str, object], destination: dict[str, object], **more: object) -> object:
+    said = {"verdict": "allowed", "reason": "no policy"}
+    base = {"protocol": "TCP", "port": 5432, "verdict": "allowed", "egress": said, "ingress": said}
+    times = {"count": 3, "firstSeen": 100.0, "lastSeen": 200.0}
+    return {"source": source, "destination": destination, **base, **times, **more}
+
+
+def test_diff_is_weighted_by_what_was_seen(tmp_path: Path) -> None:
+    """Templates stand for pods of other names; an address counts for its range."""
+    web = {"ip": "10.0.0.1", "kind": "Pod", "namespace": "shop", "name": "web"}
+    # A pod of another name, with the labels of `db` and one more.
+    db = {
+        "ip": "10.0.0.2",
+        "kind": "Pod",
+        "namespace": "shop",
+        "name": "db-5d4",
+        "labels": {"app": "db", "pod-template-hash": "5d4"},
+    }
+    outside = {"ip": "192.0.2.1"}
+    records = [
+        _flow(web, db),
+        _flow(web, db, port=99),
+        _flow(outside, db),
+        _flow(db, web),
+        _flow(outside, db, verdict="denied"),
+    ]
+    log = tmp_path / "flows.json"
+    log.write_text(json.dumps(records))
+    old, new = _files(tmp_path, old=WORLD, new=OPEN_DB + WORLD)
+    arguments = ["policy", "diff", old, new, "--flows", str(log)]
+    done = CliRunner().invoke(cli, [*arguments, "-o", "json"])
+    found = json.loads(done.stdout)
+    told = {(c["source"], c["destination"]): c for c in found["changes"]}
+    assert told["shop/web[Pod]", "shop/db[Pod]"]["flowsDenied"] == 1
+    assert told["0.0.0.0-255.255.255.255[External]", "shop/db[Pod]"]["flowsDenied"] == 1
+    assert told["tools/job[Pod]", "shop/db[Pod]"]["flowsDenied"] == 0
+    flows = found["flows"]
+    assert (flows["total"], flows["denied"], flows["allowed"], flows["unused"]) == (5, 2, 0, 0)
+    back = CliRunner().invoke(cli, ["policy", "diff", new, old, "--flows", str(log)])
+    assert "of 5 observed flows 0 would newly be denied, 1 newly allowed" in back.stdout
+    assert "2 changes open what nothing tried" in back.stdout
+    assert "does not say what it lost" in back.stderr
+
+
 def test_coverage_counts_pods(tmp_path: Path) -> None:
     (path,) = _files(tmp_path, all=OPEN_DB + WORLD)
     done = CliRunner().invoke(cli, ["policy", "coverage", "-f", path, "-o", "json"])
@@ -209,6 +253,19 @@ def test_reach_prints_in_every_form(tmp_path: Path, output: str) -> None:
         "dot": '[label="TCP 5432"]',
         "svg": "<title>shop/web[Pod] =&gt; shop/db[Pod] : TCP 5432</title>",
     }[output] in done.stdout
+
+
+def test_a_denied_pair_says_by_whom(tmp_path: Path) -> None:
+    (path,) = _files(tmp_path, all=DENY_DB + WORLD)
+    done = CliRunner().invoke(cli, ["reach", "--static", "-f", path, "-o", "json"])
+    document = json.loads(done.stdout)
+    keys = [endpoint["name"] for endpoint in document["sources"]]
+    told = {
+        (keys[a["source"]], keys[a["destination"]]): a.get("detail", "")
+        for a in document["answers"]
+    }
+    assert told["web", "db"] == "ingress isolated by NetworkPolicy shop/deny"
+    assert told["db", "web"] == ""
 
 
 def test_reach_can_be_asked_for_some(tmp_path: Path) -> None:
