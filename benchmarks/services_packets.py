@@ -16,93 +16,24 @@ in turns, each round in the opposite order:
 from __future__ import annotations
 
 import argparse
-import contextlib
 import os
-import selectors
-import socket
 import sys
-import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from ipaddress import IPv4Interface, IPv4Network
+from functools import partial
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
 from lib import paired, print_result
+from podpair import CHUNK, PORT, SERVER, Sink, World, build, connect_us, socket_in
 from podwire.agents.nftablesbackend import NftablesBackend
 from podwire.agents.servicekernel import Ranges
-from podwire.kernel import libc, netns, sysctl, userns
-from podwire.kernel.requests import AddLink, Address, Replace, Request, Route, SetLink, Veth
-from podwire.kernel.rtnl import Rtnl, loopback_up
+from podwire.kernel import libc, userns
 from podwire.services.claims import Claims, Owner
 from podwire.services.model import compile_service
 from service_sizes import CLUSTER_CIDR, NODE, SERVICE_CIDR, Size, cluster_ip, snapshot
-
-_CLIENT, _SERVER = "10.128.255.2", "10.128.0.1"  # the server is endpoint 0 of Service 0
-_PORT = 8080
-_RST_ON_CLOSE = b"\1\0\0\0\0\0\0\0"
-_CHUNK = 1 << 18
-
-
-@dataclass(frozen=True)
-class World:
-    """`client` and `server` are pinned namespaces; `services` -1 means no table at all."""
-
-    services: int
-    client: Path
-    server: Path
-
-
-def _wire(node_fd: int, pod_fd: int, device: str, address: str) -> None:
-    """A pod on the node: a veth, host routes on both ends."""
-    veth = Veth(peer="eth0", netns=pod_fd)
-    outside: list[Request] = [
-        AddLink(name=device, kind=veth),
-        SetLink(device=device, up=True),
-        Replace(Address(device, IPv4Interface("169.254.1.1/32"))),
-        Replace(Route(destination=IPv4Network(f"{address}/32"), device=device)),
-    ]
-    inside: list[Request] = [
-        loopback_up(),
-        SetLink(device="eth0", up=True),
-        Replace(Address("eth0", IPv4Interface(f"{address}/32"))),
-        Replace(Route(destination=IPv4Network("169.254.1.1/32"), device="eth0")),
-    ]
-    with Rtnl.in_ns(node_fd) as rtnl:
-        rtnl.apply(outside)
-    with Rtnl.in_ns(pod_fd) as rtnl:
-        rtnl.apply(inside)
-        default = Route(
-            destination=IPv4Network("0.0.0.0/0"),
-            via=IPv4Interface("169.254.1.1/32").ip,
-            device="eth0",
-        )
-        rtnl.apply([Replace(default)])
-
-
-def build(folder: Path, name: str, services: int) -> World:
-    pins = [folder / f"{name}-{part}" for part in ("node", "client", "server")]
-    with contextlib.ExitStack() as stack:
-        fds = []
-        for pin in pins:
-            with netns.creating(pin) as fd:
-                pass
-            fds.append(fd)
-            stack.callback(os.close, fd)
-        node, client, server = fds
-        sysctl.write({"net.ipv4.ip_forward": 1}, node)
-        with Rtnl.in_ns(node) as rtnl:
-            rtnl.apply([loopback_up()])
-        _wire(node, client, "client", _CLIENT)
-        _wire(node, server, "server", _SERVER)
-        if services >= 0:
-            with netns.entered(node):
-                program(services)
-    return World(services, pins[1], pins[2])
 
 
 def program(services: int) -> None:
@@ -120,65 +51,6 @@ def program(services: int) -> None:
     backend.close()
 
 
-def socket_in(pin: Path) -> socket.socket:
-    fd = netns.open_pin(pin)
-    try:
-        return netns.socket_in(fd, socket.AF_INET)
-    finally:
-        os.close(fd)
-
-
-class Sink(threading.Thread):
-    """Accepts on every world's server; reads what comes and counts it."""
-
-    def __init__(self, worlds: list[World]) -> None:
-        super().__init__(daemon=True)
-        self._selector = selectors.DefaultSelector()
-        self.received = 0
-        for world in worlds:
-            sock = socket_in(world.server)
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            sock.bind((_SERVER, _PORT))
-            sock.listen(4096)
-            sock.setblocking(False)
-            self._selector.register(sock, selectors.EVENT_READ, True)
-
-    def run(self) -> None:
-        buffer = bytearray(_CHUNK)
-        while True:
-            for key, _ in self._selector.select():
-                sock = key.fileobj
-                assert isinstance(sock, socket.socket)
-                try:
-                    if key.data:
-                        self._selector.register(sock.accept()[0], selectors.EVENT_READ, False)
-                        continue
-                    count = sock.recv_into(buffer)
-                except OSError:
-                    count = 0
-                self.received += count
-                if not count and not key.data:
-                    self._selector.unregister(sock)
-                    sock.close()
-
-
-def connect_us(world: World, connects: int) -> float:
-    """The median microseconds of connect() through the Service."""
-    fd = netns.open_pin(world.client)
-    took = []
-    try:
-        for _ in range(connects):
-            sock = netns.socket_in(fd, socket.AF_INET)
-            began = time.perf_counter()
-            sock.connect((cluster_ip(0), 80))
-            took.append(time.perf_counter() - began)
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RST_ON_CLOSE)
-            sock.close()
-    finally:
-        os.close(fd)
-    return median(took) * 1e6
-
-
 def stream_bytes(world: World, target: tuple[str, int], seconds: float) -> float:
     """Bytes a second of one connection, as its sender's process counts them."""
     read_end, write_end = os.pipe()
@@ -188,7 +60,7 @@ def stream_bytes(world: World, target: tuple[str, int], seconds: float) -> float
         sent = 0
         sock = socket_in(world.client)
         sock.connect(target)
-        chunk = bytes(_CHUNK)
+        chunk = bytes(CHUNK)
         began = time.perf_counter()
         while time.perf_counter() - began < seconds:
             sent += sock.send(chunk)
@@ -207,7 +79,7 @@ def first_packets(worlds: dict[str, World], rounds: int, connects: int) -> dict[
     base = worlds["10"]
 
     def measure(world: World) -> Callable[[], float]:
-        return lambda: connect_us(world, connects)
+        return lambda: connect_us(world, (cluster_ip(0), 80), connects)
 
     return {
         name: paired(measure(world), measure(base), rounds).as_json()
@@ -226,14 +98,14 @@ def main() -> None:
     libc.mount("podwire", "/mnt", "tmpfs", data="mode=0700")
     folder = Path("/mnt")
     worlds = {
-        name: build(folder, name, count)
+        name: build(folder, name, partial(program, count))
         for name, count in (("10", 10), ("10 again", 10), ("1000", 1000), ("10000", 10_000))
     }
-    empty, again = build(folder, "empty", 0), build(folder, "empty-again", 0)
-    bare = build(folder, "bare", -1)
+    empty, again = (build(folder, n, partial(program, 0)) for n in ("empty", "empty-again"))
+    bare = build(folder, "bare")
     every = [*worlds.values(), empty, again, bare]
     Sink(every).start()
-    through, direct = (cluster_ip(0), 80), (_SERVER, _PORT)
+    through, direct = (cluster_ip(0), 80), (SERVER, PORT)
 
     def stream(world: World, target: tuple[str, int]) -> Callable[[], float]:
         return lambda: stream_bytes(world, target, args.seconds)
