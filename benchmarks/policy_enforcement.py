@@ -217,7 +217,8 @@ def main() -> None:
 
 
 def _ratio(ours: dict[str, Any], field: dict[str, Any], what: str) -> float:
-    return round(ours[what]["p99_ms"] / max(field[what]["p99_ms"], 1e-9), 3)
+    mine, theirs = float(ours[what]["p99_ms"]), float(field[what]["p99_ms"])
+    return round(mine / max(theirs, 1e-9), 3)
 
 
 if __name__ == "__main__":

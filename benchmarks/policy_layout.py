@@ -3,7 +3,7 @@
     pod address -> verdict map -> chain of the pod -> jump to a chain per policy -> a rule per port,
     its peers a set per selector; the pod's chain ends in a drop
 
-That is Calico's and kube-router's shape, with the best dispatch of both (a map, not a list of jumps).
+That is Calico's and kube-router's shape, with the better dispatch of the two (a map).
 """
 
 from __future__ import annotations
@@ -73,9 +73,8 @@ class Layout:
                 for port in rule.ports or ():
                     # A named port is 8080 on every pod of these worlds.
                     number = port.first if isinstance(port, PortRange) else 8080
-                    protocol = (
-                        "udp" if isinstance(port, PortRange) and port.protocol == 17 else "tcp"
-                    )
+                    udp = isinstance(port, PortRange) and port.protocol == 17
+                    protocol = "udp" if udp else "tcp"
                     match = f"ip saddr @{self.sets[peer]} {protocol} dport {number}"
                     yield f"add rule {chain} {match} counter accept"
 

@@ -77,7 +77,7 @@ def _policy(i: int, namespaces: int) -> Policy:
 
 
 def one_more(i: int, namespaces: int) -> Policy:
-    """A policy of an app that stands already, for whoever carries a release, on a port of its own."""
+    """A policy more for an app: whoever carries a release may come, on a port of its own."""
     home = f"ns{i % namespaces}"
     ref = PolicyRef("NetworkPolicy", home, f"more-{i}")
     peers = (PodsPeer(select(release="r1"), namespaces=EVERYTHING),)
