@@ -22,6 +22,7 @@ from podwire.explain.entries import selected_by
 from podwire.explain.hints import ports_behind
 from podwire.explain.staticworld import StaticWorld
 from podwire.policy import intervals
+from podwire.policy.classviews import Outside
 from podwire.policy.connlist import format_ports
 from podwire.policy.evaluate import Decision, Flow, Party, PolicySet, Semantics, evaluate
 from podwire.policy.flowdocument import API_VERSION
@@ -35,7 +36,7 @@ from podwire.policy.profiles import (
     Question,
     honour,
 )
-from podwire.policy.reach import Outside, Reach
+from podwire.policy.reach import Reach
 from podwire.policy.world import PodView
 
 _SHOWN: Final = 3

@@ -16,9 +16,10 @@ from typing import Final, NamedTuple, TypeAlias
 
 from podwire.objects.meta import Key
 from podwire.policy import intervals, ports
+from podwire.policy.classviews import EXTERNAL, Outside, members
 from podwire.policy.intervals import EMPTY, Intervals
 from podwire.policy.model import LAST_PORT, PROTOCOL_NAMES, PROTOCOLS, PortRange
-from podwire.policy.reach import EXTERNAL, Outside, Reach, members
+from podwire.policy.reach import Reach
 
 ALL_CONNECTIONS: Final = "All Connections"
 NO_CONNECTIONS: Final = "No Connections"

@@ -13,10 +13,11 @@ from collections.abc import Iterator
 
 from podwire.objects.meta import View
 from podwire.policy import intervals
+from podwire.policy.classviews import Bits
 from podwire.policy.connlist import EVERY_PORT
 from podwire.policy.evaluate import PolicySet
 from podwire.policy.intervals import Intervals
-from podwire.policy.reach import Bits, Reach
+from podwire.policy.reach import Reach
 from podwire.policy.world import PodView
 
 

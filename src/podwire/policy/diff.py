@@ -11,9 +11,9 @@ from itertools import pairwise
 from typing import Literal, NamedTuple, TypeAlias
 
 from podwire.policy import intervals
+from podwire.policy.classviews import EXTERNAL, Outside, parse_outside
 from podwire.policy.connlist import EVERY_PORT, Connection
 from podwire.policy.intervals import EMPTY, Intervals
-from podwire.policy.reach import EXTERNAL, Outside, parse_outside
 
 Kind: TypeAlias = Literal["added", "removed", "changed"]
 

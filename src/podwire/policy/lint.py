@@ -14,6 +14,7 @@ from typing import Final, Literal, NamedTuple, TypeAlias
 
 from podwire.objects.meta import Key
 from podwire.policy import intervals, ports
+from podwire.policy.classviews import ports_of
 from podwire.policy.evaluate import Case, Flow, Party, PolicySet, judge_selected, selects
 from podwire.policy.intervals import EMPTY, Intervals
 from podwire.policy.model import (
@@ -27,7 +28,7 @@ from podwire.policy.model import (
     Rule,
     Tier,
 )
-from podwire.policy.reach import Reach, Situation, ports_of
+from podwire.policy.reach import Reach, Situation
 from podwire.policy.world import PodView, World
 
 Severity: TypeAlias = Literal["error", "warning", "info"]

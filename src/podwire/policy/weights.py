@@ -13,10 +13,10 @@ from ipaddress import ip_address
 from typing import NamedTuple
 
 from podwire.policy import intervals, ports
+from podwire.policy.classviews import EXTERNAL, parse_outside
 from podwire.policy.diff import Change
 from podwire.policy.flowlog import End, FlowRecord
 from podwire.policy.model import PROTOCOLS
-from podwire.policy.reach import EXTERNAL, parse_outside
 
 
 class Weight(NamedTuple):

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from podwire.objects.meta import Key
 from podwire.policy import intervals, ports
+from podwire.policy.classviews import members
 from podwire.policy.evaluate import Flow, Party, PolicySet, Semantics, evaluate
 from podwire.policy.model import (
     Address,
@@ -27,7 +28,7 @@ from podwire.policy.model import (
     Rule,
     Tier,
 )
-from podwire.policy.reach import Reach, members
+from podwire.policy.reach import Reach
 from podwire.policy.selector import EVERYTHING, Expression, Selector
 from podwire.policy.world import ContainerPort, NodeView, PodView, World, make_world
 
