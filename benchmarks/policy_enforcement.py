@@ -38,7 +38,7 @@ from podwire.policy.model import PodsPeer, Policy
 from podwire.policy.nodepolicies import NodePolicies
 from podwire.policy.world import PodView
 from policy_layout import TABLE, Layout
-from policy_worlds import APPS, NODE, big_policies, big_world, one_more, stacked
+from policy_sizes import APPS, NODE, big_policies, big_world, one_more, stacked
 
 _PODS, _POLICIES, _NAMESPACES = 10_000, 1_000, 100
 _COUNTS = (1, 10, 100, 1000)
