@@ -392,7 +392,10 @@ def _cluster_peers(
         "pods": _namespaced_pods(both=old),
         "nodes": selectors(),
         "networks": st.lists(
-            st.sampled_from((*_BLOCKS4, *_BLOCKS4_OUT, *_BLOCKS6)), min_size=1, max_size=2
+            st.sampled_from((*_BLOCKS4, *_BLOCKS4_OUT, *_BLOCKS6)),
+            min_size=1,
+            max_size=2,
+            unique=True,
         ),
         "domainNames": st.lists(
             st.sampled_from(
@@ -400,6 +403,7 @@ def _cluster_peers(
             ),
             min_size=1,
             max_size=2,
+            unique=True,
         ),
         "unknown": st.just({}),
     }
@@ -416,7 +420,7 @@ def _cluster_protocols(draw: st.DrawFn, *, unknown: bool) -> Raw:
         return {"destinationNamedPort": draw(st.sampled_from(["web", "metrics", "absent"]))}
     number = {"number": draw(st.sampled_from(PORTS))}
     span = {"range": {"start": 80, "end": draw(st.sampled_from([81, 9000]))}}
-    said = draw(st.sampled_from([{}, {"destinationPort": number}, {"destinationPort": span}]))
+    said = draw(st.sampled_from([{"destinationPort": number}, {"destinationPort": span}]))
     return {draw(st.sampled_from(["tcp", "udp", "sctp"])): said}
 
 

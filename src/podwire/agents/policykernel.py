@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 from podwire.errors import KernelError
 from podwire.kernel import nft
+from podwire.kernel.handle import Handle
 from podwire.kernel.nfcounters import NfCounters
 from podwire.kernel.nfelements import Change, NfElements
 from podwire.kernel.nfmonitor import NfMonitor
@@ -39,7 +40,7 @@ class Counted(NamedTuple):
     bytes: int
 
 
-class PolicyBackend:
+class PolicyBackend(Handle):
     """Errors are `KernelError`; what was enforced before still is, and `mend` is due."""
 
     def __init__(self, policies: NodePolicies) -> None:

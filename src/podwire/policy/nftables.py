@@ -11,8 +11,8 @@
 with its reason; its element counts. So pods, peers, policies and ports are all elements, which the
 kernel commits in some 10 us, and the way of a packet is as long for one policy as for a thousand.
 
-Only `egress` and `ingress` (and `outcomes` that log) hold verdicts that lead to chains: each change
-of such an element has the kernel walk the whole table, so that walk is kept short; no chain is
+Only `egress` and `ingress` (and `outcomes` that deny) hold verdicts that lead to chains: each
+change of such an element has the kernel walk the whole table, so that is kept short; no chain is
 reached in more ways than pods are (ADR 13 met the same). One scratch register carries every number:
 `meta priority`, whose value for a packet that is being forwarded the kernel has just set itself.
 
@@ -73,13 +73,12 @@ Number: TypeAlias = int
 
 @dataclass(frozen=True)
 class Logging:
-    """Packets that open a connection are told to an nflog group: denied ones, or all.
+    """Packets that are denied are told to an nflog group; `observing` has those that pass.
 
     `rate` bounds each outcome for itself; the prefix is `log_prefix`'s.
     """
 
     group: int
-    allowed: bool = False
     rate: str = "100/second"
     burst: int = 50
 
@@ -248,16 +247,16 @@ def render_class(words: Words, number: Number, direction: Direction) -> list[str
 
 
 def render_outcome(
-    words: Words, number: Number, direction: Direction, allowed: bool, logging: Logging
+    words: Words, number: Number, direction: Direction, logging: Logging
 ) -> list[str]:
-    """The chain of an outcome that is logged."""
+    """The chain of a denial that is logged."""
     chain = f"{words.table} {words.name(outcome_chain(number))}"
     log = f'log prefix "{log_prefix(direction, number)}" group {logging.group}'
-    lines = [
+    return [
         f"add chain {chain}",
         f"add rule {chain} limit rate {logging.rate} burst {logging.burst} packets {log}",
+        f"add rule {chain} drop",
     ]
-    return lines if allowed else [*lines, f"add rule {chain} drop"]
 
 
 def render_delete_chains(words: Words, plain: Iterable[str]) -> list[str]:

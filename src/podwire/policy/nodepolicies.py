@@ -211,8 +211,7 @@ class NodePolicies:
         )
 
     def logs(self, outcome: Outcome) -> bool:
-        logging = self._logging
-        return logging is not None and (logging.allowed or not outcome.allowed)
+        return self._logging is not None and not outcome.allowed
 
     @property
     def generation(self) -> str:
@@ -279,7 +278,7 @@ class NodePolicies:
     def _outcome_lines(self, words: nf.Words, number: Number, outcome: Outcome) -> list[str]:
         if self._logging is None or not self.logs(outcome):
             return []
-        return nf.render_outcome(words, number, outcome.direction, outcome.allowed, self._logging)
+        return nf.render_outcome(words, number, outcome.direction, self._logging)
 
     def _verdict(self, number: Number) -> Verdict:
         outcome = self._table.outcome(number)
