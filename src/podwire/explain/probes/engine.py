@@ -26,7 +26,8 @@ from typing import Final, TypeAlias
 
 from podwire.errors import KernelError, PodwireError, UnsupportedError
 from podwire.explain.probes.icmp import judge_errno
-from podwire.explain.probes.sessions import SESSIONS, IcmpChannel, IcmpSession, Session
+from podwire.explain.probes.protocols import sessions as protocol_sessions
+from podwire.explain.probes.sessions import IcmpChannel, IcmpSession, Session
 from podwire.explain.probes.wire import Probe, ProbeResult
 from podwire.kernel import guard, netns
 
@@ -232,7 +233,8 @@ class _Batch:
     def _start(self, group: Sequence[int]) -> None:
         if not group:
             return
-        sessions = [SESSIONS[self._probes[i].protocol](self, i, self._probes[i]) for i in group]
+        kinds = protocol_sessions()
+        sessions = [kinds[self._probes[i].protocol](self, i, self._probes[i]) for i in group]
         self._active += len(sessions)
         first = self._probes[group[0]]
         try:

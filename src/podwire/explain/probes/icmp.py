@@ -118,6 +118,26 @@ def filter_echo_replies(sock: socket.socket, version: int) -> None:
     sock.setsockopt(socket.IPPROTO_ICMPV6, _ICMPV6_FILTER, bytes(blocked))
 
 
+def filter_errors(sock: socket.socket, version: int) -> None:
+    """Have a raw socket receive what says that a packet did not get through, and nothing else."""
+    if version == 4:
+        sock.setsockopt(_SOL_RAW, _ICMP_FILTER, struct.pack("=I", ~(1 << 3) & 0xFFFFFFFF))
+        return
+    blocked = bytearray(b"\xff" * 32)
+    struct.pack_into("=I", blocked, 0, ~(1 << 1 | 1 << 4) & 0xFFFFFFFF)
+    sock.setsockopt(socket.IPPROTO_ICMPV6, _ICMPV6_FILTER, bytes(blocked))
+
+
+def parse_error(message: bytes, version: int, sender: str) -> IcmpError | None:
+    """An ICMP error as a raw socket delivers it, like one of an error queue."""
+    inner = message[8:]
+    header = (inner[0] & 0x0F) * 4 if version == 4 and inner else 40
+    if len(inner) < header + 8:
+        return None
+    origin = ORIGIN_ICMP if version == 4 else ORIGIN_ICMP6
+    return IcmpError(0, origin, message[0], message[1], 0, sender, inner[header:])
+
+
 def enable_error_queue(sock: socket.socket, version: int) -> None:
     if version == 4:
         sock.setsockopt(socket.IPPROTO_IP, IP_RECVERR, 1)

@@ -532,12 +532,3 @@ def _connected_to_itself(sock: socket.socket) -> bool:
         return bool(sock.getsockname() == sock.getpeername())
     except OSError:
         return False
-
-
-SESSIONS: Final[dict[str, type[Session]]] = {
-    "tcp": TcpSession,
-    "udp": UdpSession,
-    "http": HttpSession,
-    "icmp": IcmpSession,
-    "sctp": SctpSession,
-}
