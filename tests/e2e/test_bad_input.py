@@ -124,7 +124,7 @@ def test_duplicate_names_in_one_file(lab: Lab, tools: Any, tmp_path: Path) -> No
     path.write_text(POD + "---\n" + POD.replace("image: nginx", "image: other"))
     done = tools.podwire("apply", "--lab", lab.name, "-f", path, check=False)
     assert done.returncode == UsageError.exit_code
-    assert f"{path}:8: Pod default/web: is already in {path}:1" in done.stderr
+    assert f"{path}:8: Pod web: is already in {path}:1" in done.stderr
     assert lab.pods() == []
 
 

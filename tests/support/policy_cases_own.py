@@ -295,7 +295,9 @@ def _ports() -> Iterator[Case]:
         ),
         tag="named ports",
     )
-    protocols = [{"udp": {}}, {"sctp": {"destinationPort": {"range": {"start": 81, "end": 90}}}}]
+    every = {"destinationPort": {"range": {"start": 1, "end": 65535}}}
+    some = {"destinationPort": {"range": {"start": 81, "end": 90}}}
+    protocols = [{"udp": every}, {"sctp": some}]
     yield _case(
         "one protocol whole, a range of another",
         (

@@ -55,13 +55,16 @@ class PolicyAgent:
         guarded = (config.guarded,) if config.guarded else ()
         self.state = NodePolicies(node_name, config.families, guarded, Logging(POLICY_LOG))
         self.kernel = PolicyBackend(self.state)
-        self.sources = PolicySources(api, node_name, nodes, self.state, self._changed)
+        self.watchers = Watchers()
+        self.sources = PolicySources(
+            api, node_name, nodes, self.state, self._changed, self.watchers.moved
+        )
         self.cutter = FlowCutter(node_name, config.families, self.sources.verdicts)
         self.notes = FlowNotes(node_name, self.sources)
         self.observer = Observer(config.families, config.guarded)
-        self.watchers = Watchers()
         self.allow_latency, self.deny_latency = Histogram(), Histogram()
         self._asked = False
+        self._reached = dict(self.sources.heard)
         self._since = 0.0
         self._wake = asyncio.Event()
         self._refused_s = 0.0
@@ -76,6 +79,10 @@ class PolicyAgent:
         self.notes.changed()
         self._since = self._since or time.monotonic()
         self._wake.set()
+
+    def peers_in_kernel(self, kind: str) -> int:
+        """The newest resourceVersion of Pods or Namespaces that all of is in the kernel."""
+        return self._reached[kind] if self._since else self.sources.heard[kind]
 
     def _foreign(self) -> None:
         found = self.kernel.foreign()
@@ -191,6 +198,7 @@ class PolicyAgent:
         self._settle(batch)
 
     def _settle(self, batch: _Batch) -> None:
+        self._reached = dict(self.sources.heard)
         if batch.policies:
             self.allow_latency.observe(time.monotonic() - batch.since)
         if batch.policies or self.sources.asked != self._asked:

@@ -63,7 +63,7 @@ class Standing:
 
 class PolicySources:
     """`touched` are policies that changed since somebody took them; `changed` is called after
-    every change of anything."""
+    every change of anything, `moved` after everything that was heard."""
 
     def __init__(
         self,
@@ -72,11 +72,13 @@ class PolicySources:
         nodes: Informer[Node],
         state: NodePolicies,
         changed: Callable[[], None],
+        moved: Callable[[], None],
     ) -> None:
         self._name = node_name
         self._nodes = nodes
         self._state = state
         self._changed = changed
+        self._moved = moved
         self._informers: dict[str, Informer[Any]] = {
             # A cluster may lack the definitions of the policy group.
             kind.kind: Informer(api, kind, optional=kind is not kinds.NETWORK_POLICY)
@@ -93,6 +95,8 @@ class PolicySources:
         self.standing: dict[PolicyRef, Standing] = {}
         self.progress: Progress[PolicyRef] = Progress()
         self.touched: set[PolicyRef] = set()
+        self.heard: dict[str, int] = {"Pod": 0, "Namespace": 0}
+        """The newest resourceVersion of each kind of peers."""
         self.asked = False
         """Whether this Node carries `OBSERVE_ANNOTATION`."""
 
@@ -211,6 +215,7 @@ class PolicySources:
     # --- whom they speak of -----------------------------------------------------------------------
 
     def _pod_changed(self, change: Change[PeerPod]) -> None:
+        self._hear("Pod", change)
         view = None
         if change.new is None:
             self._admitted.pop(change.key, None)
@@ -222,6 +227,11 @@ class PolicySources:
             self._state.remove_pod(change.key)
             self._changed()
 
+    def _hear(self, kind: str, change: Change[Any]) -> None:
+        """What changes nothing counts, too: who waits for it would wait for ever."""
+        self.heard[kind] = max(self.heard[kind], _revision(change.new or change.old))
+        self._moved()
+
     def _view(self, pod: PeerPod) -> PodView | None:
         """A pod of this node has its addresses from its admission: before its status has them."""
         uid, admitted = self._admitted.get(pod.key, ("", None))
@@ -230,6 +240,7 @@ class PolicySources:
         return view_pod(pod)
 
     def _namespace_changed(self, change: Change[Namespace]) -> None:
+        self._hear("Namespace", change)
         name = change.key.name
         if change.new is None:
             changed = self._world.set_namespace(name, None)
@@ -314,6 +325,8 @@ def _stages(namespace: Namespace) -> bool:
     return namespace.metadata.annotations.get(STAGE_ANNOTATION) == "true"
 
 
-def _revision(obj: Object) -> int:
+def _revision(obj: Object | None) -> int:
+    if obj is None:
+        return 0
     text = obj.metadata.resource_version
     return int(text) if text.isdigit() else 0

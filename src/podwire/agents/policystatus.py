@@ -108,11 +108,18 @@ class PolicyStatus:
         )
 
     def missing(self, revisions: Mapping[str, int]) -> dict[str, str]:
-        """Which of these policies (`KIND namespace/name`) are not in force so far, and what is."""
+        """Which of these policies (`KIND namespace/name`) are not in force so far, and what is.
+
+        `Pod` and `Namespace` stand for all of that kind: changed labels are waited for like this.
+        """
         agent = self._agent
         known = {str(ref): (ref, standing) for ref, standing in agent.sources.standing.items()}
         found = {}
         for text, revision in revisions.items():
+            if text in agent.sources.heard:
+                if agent.enforcing and agent.peers_in_kernel(text) < revision:
+                    found[text] = f"known up to {agent.peers_in_kernel(text)}, wanted {revision}"
+                continue
             ref, standing = known.get(text, (None, None))
             if ref is None or standing is None or not agent.synced.is_set():
                 found[text] = "not in force"

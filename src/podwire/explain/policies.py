@@ -155,7 +155,8 @@ async def wait_policies(
 ) -> dict[str, str]:
     """Return when every Ready node (or all of `nodes`) enforces what there is now.
 
-    `names` are `namespace/name`, or `name` of those of the cluster; without it all are meant.
+    `names` are `namespace/name`, or `name` of those of the cluster; without it all are meant, and
+    labels of pods and namespaces as they are now.
     Returns what is missing after `timeout_s`, by `NODE KIND name`; nothing when all is done.
     """
     found = [(kind, obj) for kind, obj in await list_policies(api)]
@@ -163,6 +164,10 @@ async def wait_policies(
     if absent := set(names) - {str(obj.key) for _, obj in chosen}:
         raise NotFoundError(f'policies "{min(absent)}" not found')
     revisions = {f"{kind.kind} {obj.key}": revision_of(obj) for kind, obj in chosen}
+    if not names:
+        for peers in (kinds.PEER_POD, kinds.NAMESPACE):
+            found_peers = await _list(api, peers, "")
+            revisions[peers.kind] = max(map(revision_of, found_peers), default=0)
     return await wait_nodes(
         api, list(nodes) or await ready_nodes(api), "policies", revisions, timeout_s
     )
