@@ -18,7 +18,7 @@ from typing import Any
 
 import msgspec
 from naive_policy import NaiveWorld
-from policy_cases import NODES, WORLDS, Action, Apply, Delete, Expect, Label, Raw, kind_of
+from policy_cases import NODES, Action, Apply, Delete, Expect, Label, Raw, kind_of
 from policy_worlds import PolicyWorld
 from policy_worlds import Probe as Asked
 
@@ -42,9 +42,9 @@ _KINDS: dict[str, Kind[Any]] = {
 class LiveCluster:
     """One world of the cases in a lab. `reset` undoes what a case did."""
 
-    def __init__(self, lab: Lab, world: str) -> None:
+    def __init__(self, lab: Lab, world: Sequence[Raw]) -> None:
         self.lab = lab
-        self._world = WORLDS[world]
+        self._world = world
         self._touched: set[tuple[str, str, str]] = set()
         self._nodes = self._list(kinds.NODE)
         self._unlimited: set[str] = set()

@@ -14,7 +14,7 @@ import policy_cases_e2e
 import policy_cases_npa
 import policy_cases_own
 import pytest
-from policy_cases import PORTS, PROTOCOLS, Case, Step, static_addresses
+from policy_cases import PORTS, PROTOCOLS, WORLDS, Case, Step, static_addresses
 from policylab import LiveCluster, every_probe
 
 from podwire.lab import Lab
@@ -48,7 +48,7 @@ class _Runner:
     """The cases of one world at the lab's own addresses."""
 
     def __init__(self, lab: Lab, world: str) -> None:
-        self.cluster = LiveCluster(lab, world)
+        self.cluster = LiveCluster(lab, WORLDS[world])
         addresses = self.cluster.addresses()
         self.cases = {str(case): case for maker in MAKERS[world] for case in maker.cases(addresses)}
 
