@@ -38,7 +38,7 @@ import msgspec  # isort: skip
 ALL = bool(os.environ.get("PODWIRE_ALL"))
 SECONDS = 180.0 if ALL else 12.0
 RATE = 100.0
-WINDOW_S = 1.0
+WINDOW_S = 0.5
 TIMEOUT_S = 0.25
 NODES = ("node-1", "node-2")
 NAMESPACES = ("x", "y")
@@ -213,7 +213,7 @@ def _judge(seen: Seen, states: list[State]) -> tuple[set[bool], set[bool]]:
         parties = [Party(pods[k].ips[0], pods[k]) for k in (seen.source, seen.destination)]
         flow = Flow(*parties, 6, 8080)
         for direction, found in zip(("egress", "ingress"), said, strict=True):
-            case = Case(direction, flow, state.world)  # type: ignore[arg-type]
+            case = Case(direction, flow, state.world)
             found.add(judge(case, state.policies).allowed)
         if all(len(found) == 2 for found in said):
             break

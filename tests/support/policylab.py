@@ -230,7 +230,7 @@ class LiveCluster:
                     source=str(pod.key) if pod else "",
                     address=each.destination,
                     port=each.port,
-                    protocol=each.protocol.lower(),  # type: ignore[arg-type]
+                    protocol=each.protocol.lower(),
                     timeout_s=TIMEOUT_S,
                 )
             )
