@@ -24,8 +24,10 @@ from podwire.explain.probes import (
     ProbeResponse,
     ProbeResult,
     ProbeService,
+    protocols,
 )
 from podwire.explain.probes.engine import Limits
+from podwire.explain.probes.rawsctp import RawSctpSession, crc32c, init_packet
 from podwire.explain.probes.wire import encode, parse_response
 from podwire.kernel import netns
 
@@ -171,6 +173,50 @@ def test_icmp_echoes_of_many_sources_do_not_mix(in_world: InWorld, version: int)
         assert all(r.verdict in ("allowed", "dropped") for r in results)
 
     in_world(body)
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_sctp_is_judged_by_what_icmp_says(in_world: InWorld, version: int) -> None:
+    """Pods ask one another at the same time; one port is dropped, one refused by a firewall."""
+
+    def body(world: Any) -> None:
+        pods = [world.pod(number) for number in range(2, 5)]
+        words = "ip6" if version == 6 else "ip"
+        target = ADDRESSES[version].format(4)
+        world.nft(
+            "table inet t { chain forward { type filter hook forward priority 0;"
+            f" {words} daddr {target} sctp dport 81 drop; {words} daddr {target} sctp dport 82"
+            " reject with icmpx type admin-prohibited; }\n}\n"
+        )
+        probes = [
+            Probe(
+                netns=str(world.pin(pod)),
+                address=ADDRESSES[version].format(number),
+                port=port,
+                protocol="sctp",
+                timeout_s=0.5,
+            )
+            for pod in pods
+            for number in range(2, 5)
+            for port in (80, 81, 82)
+            if pod != f"pod{number}"
+        ]
+        for probe, result in zip(probes, ask(*probes), strict=True):
+            wanted = {81: "dropped", 82: "rejected"} if probe.address == target else {}
+            assert result.verdict == wanted.get(probe.port, "refused"), (probe, result)
+        assert ask(probes[0])[0].detail == "the host does not know SCTP"
+
+    if protocols.sessions()["sctp"] is not RawSctpSession:
+        pytest.skip("this kernel has SCTP: sockets are asked")
+    in_world(body)
+
+
+def test_the_checksum_of_sctp_is_castagnolis() -> None:
+    assert crc32c(b"123456789") == 0xE3069283
+    packet = init_packet(50000, 80, 7)
+    assert packet[:4] == struct.pack("!HH", 50000, 80)
+    (said,) = struct.unpack_from("<I", packet, 8)
+    assert said == crc32c(packet[:8] + bytes(4) + packet[12:])
 
 
 def test_a_path_too_narrow_is_told_by_its_mtu(in_world: InWorld) -> None:
