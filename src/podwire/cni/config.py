@@ -23,6 +23,7 @@ class NetworkConfig:
     `non_masquerade_cidrs` are destinations pods reach with their own address; everything else is
     masqueraded when it leaves the node (kubenet's flag; the default is the cluster CIDRs for
     routed and kubenet's 10.0.0.0/8 for kubenet). `mtu` 0 means: derive from the node's uplink.
+    `filter_bridged`: what a bridge switches meets the hooks of what is routed, as policies want it.
     """
 
     mode: Mode = "routed"
@@ -32,6 +33,7 @@ class NetworkConfig:
     hairpin_mode: HairpinMode = "hairpin-veth"
     mtu: int = 0
     uplink: str = "eth0"
+    filter_bridged: bool = False
 
     @property
     def families(self) -> tuple[int, ...]:

@@ -212,6 +212,9 @@ def _sysctls(config: NetworkConfig) -> tuple[tuple[str, str], ...]:
         ]
     else:
         values.append(("net.ipv6.conf.default.disable_ipv6", "1"))
+    if config.mode == "kubenet" and config.filter_bridged:
+        names = {4: "bridge-nf-call-iptables", 6: "bridge-nf-call-ip6tables"}
+        values += [(f"net.bridge.{names[family]}", "1") for family in config.families]
     return tuple(values)
 
 

@@ -48,6 +48,7 @@ class Features(Struct, frozen=True):
     iptables: bool = False
     iptables_recent: bool = False
     sctp: bool = False
+    br_netfilter: bool = False
     overlayfs: bool = False
     cgroup2: bool = False
     cgroup2_limits: bool = False
@@ -76,6 +77,8 @@ EXPLAIN: Final[dict[str, str]] = {
     "iptables": "no usable iptables: --service-proxy iptables is refused; install iptables",
     "iptables_recent": "no xt_recent: with --service-proxy iptables, sessionAffinity is not kept",
     "sctp": "no SCTP sockets: stand-ins cannot serve SCTP ports; load the module sctp",
+    "br_netfilter": "no br_netfilter: kubenet cannot enforce policies on a node's bridge; "
+    "load the module br_netfilter, or use --network-policy none",
     "overlayfs": "no overlayfs here: images are copied instead of layered",
     "cgroup2": "no cgroup v2 hierarchy is mounted: containers are not grouped",
     "cgroup2_limits": "cgroup v2 has no memory controller: resource limits are not enforced",
@@ -84,6 +87,7 @@ EXPLAIN: Final[dict[str, str]] = {
 # Modules load on first use: seconds on a slow machine.
 _TIMEOUT_S: Final = 30.0
 _SCTP: Final = 132
+_BRIDGE_FILTER: Final = "/proc/sys/net/bridge/bridge-nf-call-iptables"
 _RTM_NEWQDISC: Final = 36
 _TCA_KIND: Final = 1
 _TC_H_ROOT: Final = 0xFFFFFFFF
@@ -182,6 +186,7 @@ def _probe_everything() -> Features:
             iptables=(flavour := iptables.working_flavour()) is not None,
             iptables_recent=flavour is not None and iptables.has_recent(flavour),
             sctp=_sctp(),
+            br_netfilter=os.path.exists(_BRIDGE_FILTER),
             overlayfs=_overlayfs(),
             cgroup2=cgroup2,
             cgroup2_limits=limits,

@@ -232,15 +232,20 @@ def _clear_leftovers(paths: LabPaths) -> None:
 _SERVICE_PROXY_NEEDS: dict[ServiceProxy, str] = {"iptables": "iptables", "ipvs": "ipvs"}
 
 
-def _check_service_proxy(spec: LabSpec) -> None:
+def _check_kernel(spec: LabSpec) -> None:
     """Before anything is built: an agent could only say so in its log."""
-    needed = _SERVICE_PROXY_NEEDS.get(spec.service_proxy)
-    if needed is not None and needed in features.probe().missing():
-        raise UnsupportedError(f"lab {spec.name}: {features.EXPLAIN[needed]}")
+    needed = [_SERVICE_PROXY_NEEDS.get(spec.service_proxy)]
+    if spec.network == "kubenet" and spec.network_policy == "enforce":
+        needed.append("br_netfilter")
+    wanted = [name for name in needed if name is not None]
+    missing = features.probe().missing() if wanted else {}
+    for name in wanted:
+        if name in missing:
+            raise UnsupportedError(f"lab {spec.name}: {missing[name]}")
 
 
 def _launch(paths: LabPaths, spec: LabSpec, progress: Progress) -> None:
-    _check_service_proxy(spec)
+    _check_kernel(spec)
     write_spec(paths, spec)
     with contextlib.ExitStack() as stack:
         api = stack.enter_context(_listen("127.0.0.1", _api_port(paths, spec)))

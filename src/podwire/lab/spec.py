@@ -177,6 +177,7 @@ class LabSpec(msgspec.Struct, frozen=True, kw_only=True):
             non_masquerade_cidrs=tuple(ip_network(c) for c in self.non_masquerade_cidrs),
             hairpin_mode=self.hairpin_mode,
             mtu=self.mtu,
+            filter_bridged=self.network_policy == "enforce",
         )
 
     def service_config(self) -> ServiceConfig:

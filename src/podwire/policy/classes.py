@@ -205,7 +205,7 @@ class Layers:
         for (protocol, port), outcome in self.ports.items():
             found.append((nf.PORTS, nf.pack_port_key(row, protocol, port), outcome))
         for (protocol, first, last), outcome in self.ranges.items():
-            key = (nf.pack_port_key(row, protocol, first), nf.pack_port_key(row, protocol, last))
+            key = (nf.pack_range_key(row, protocol, first), nf.pack_range_key(row, protocol, last))
             found.append((nf.RANGES, key, outcome))
         return tuple(found)
 

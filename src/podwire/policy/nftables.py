@@ -106,6 +106,12 @@ def pack_port_key(row: Number, protocol: int, port: int) -> bytes:
     return pack_u32(row) + pack_proto_port(protocol, port)
 
 
+def pack_range_key(row: Number, protocol: int, port: int) -> bytes:
+    """In a map of intervals numbers are in network order: nft turns the packet's before it looks
+    them up, since the kernel compares bytes."""
+    return row.to_bytes(4, "big") + pack_proto_port(protocol, port)
+
+
 def pack_protocol_key(row: Number, protocol: int) -> bytes:
     return pack_u32(row) + bytes([protocol, 0, 0, 0])
 

@@ -402,12 +402,13 @@ class _Walker:
         parts = expression.split(" . ")
         each = self._table.sets[name]
         assert tuple(_FIELDS[part] for part in parts) == each.widths, (expression, name)
-        return each.find(b"".join(self._value(part) for part in parts))
+        return each.find(b"".join(self._value(part, each.interval) for part in parts))
 
-    def _value(self, part: str) -> bytes:
+    def _value(self, part: str, interval: bool) -> bytes:
+        """For sets of intervals nft puts numbers of the machine's order in network order."""
         state, packet = self._state, self._state.packet
         if part == "meta priority":
-            return pack_u32(state.priority)
+            return state.priority.to_bytes(4, "big") if interval else pack_u32(state.priority)
         if part == "meta l4proto":
             return bytes([packet.protocol, 0, 0, 0])
         if part == "th dport":

@@ -17,8 +17,12 @@ def test_the_agents_are_told() -> None:
 
 def test_without_iptables_it_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(features, "probe", features.Features)
-    launch._check_service_proxy(LabSpec())
+    launch._check_kernel(LabSpec())
     with pytest.raises(
         UnsupportedError, match=r"lab podwire: no usable iptables: .* install iptables$"
     ):
-        launch._check_service_proxy(LabSpec(service_proxy="iptables"))
+        launch._check_kernel(LabSpec(service_proxy="iptables"))
+    kubenet = LabSpec(network="kubenet")
+    with pytest.raises(UnsupportedError, match=r"no br_netfilter: .* --network-policy none$"):
+        launch._check_kernel(kubenet)
+    launch._check_kernel(LabSpec(network="kubenet", network_policy="none"))
