@@ -118,6 +118,7 @@ CLIENTS = ("shop/client-1", "shop/client-2", "other/alien-1")
 SERVERS = ("shop/server-1", "shop/server-2")
 
 
+@pytest.mark.rootless
 def test_on_one_node_and_across(lab: Lab, tools: Any, policies: Any) -> None:
     for source in CLIENTS:
         assert all(reached(lab, tools, source, target) for target in SERVERS)
@@ -240,6 +241,23 @@ def test_a_connection_that_stands_is_cut(
         for node in ("node-1", "node-2")
     ]
     assert sum(cut) >= 1
+
+
+def test_a_connection_that_stands_may_be_kept(tools: Any, root: None) -> None:
+    """With --denied-flows keep, as Calico and Antrea do; new ones are denied all the same."""
+    with Lab("np-keep", nodes=2, dns="none", denied_flows="keep") as lab:
+        lab.apply_text(WORLD)
+        lab.wait_ready(30)
+        inside = _enter(lab, tools.pids(lab)["holder"], lab.pod("client-1", "shop").ip)
+        address = lab.pod("server-2", "shop").ip
+        with Printer([*inside, "python3", "-c", TALK, address]) as talker:
+            tools.wait(lambda: len(talker.lines) > 3)
+            lab.apply_text(DENY)
+            lab.wait_policies()
+            assert not reached(lab, tools, "shop/client-1", "shop/server-2")
+            before = len(talker.lines)
+            tools.wait(lambda: len(talker.lines) > before + 10)
+            assert not talker.lost
 
 
 async def _policies_of(api: Any, node: str) -> dict[str, Any]:
