@@ -73,11 +73,7 @@ class _Runner:
             own = [row.allowed for row in rows]
         world = self.cluster.world
         says = [evaluate(world.flow(a), world.policy_set, world.world).allowed for a in asked]
-        packets = self.cluster.probe(asked)
-        # A packet that got through proves what it should not; one that did not may have been lost.
-        again = [i for i, (e, p) in enumerate(zip(says, packets, strict=True)) if e and not p]
-        for i, packet in zip(again, self.cluster.probe([asked[i] for i in again]), strict=True):
-            packets[i] = packet
+        packets = self.cluster.probe_as_said(asked, says)
         wrong = [(a, e, p) for a, e, p in zip(asked, says, packets, strict=True) if e != p]
         assert not wrong, f"{step.says}: (asked, evaluator, packets): {wrong[:5]} of {len(wrong)}"
         assert own is None or own == says
