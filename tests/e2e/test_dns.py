@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import bisect
-import importlib.util
 import json
 import os
 import random
-import shutil
 import signal
 import subprocess
 import sys
@@ -99,24 +97,6 @@ def lab(run_dir: Path) -> Iterator[Lab]:
         yield built
 
 
-@pytest.fixture(scope="module")
-def busybox_archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An image of busybox, as `docker save` writes it."""
-    busybox = shutil.which("busybox")
-    if busybox is None or not (shutil.which("crun") or shutil.which("runc")):
-        pytest.skip("busybox, and crun or runc, are needed")
-    path = Path(__file__).parents[1] / "unit/runtime/oci/image_builder.py"
-    spec = importlib.util.spec_from_file_location("image_builder", path)
-    assert spec is not None
-    assert spec.loader is not None
-    builder = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(builder)
-    archive = tmp_path_factory.mktemp("image") / "box.tar"
-    layers = builder.busybox_layers(Path(busybox).read_bytes())
-    found: Path = builder.docker_save(archive, "dns-box", layers, Cmd=["sh"])
-    return found
-
-
 def replicas(lab: Lab) -> list[Pod]:
     """The DNS pods that are Ready and stay."""
     return [pod for pod in lab.pods("kube-system") if pod.ready and not pod.deleting]
@@ -196,16 +176,16 @@ def test_glibc_and_python_resolve_every_length(lab: Lab, tools: Any, name: str) 
 
 
 def test_a_real_container_resolves_by_its_own_resolver(
-    lab: Lab, tools: Any, tmp_path: Path, busybox_archive: Path
+    lab: Lab, tools: Any, tmp_path: Path, busybox_image: Path
 ) -> None:
-    lab.load_image(busybox_archive)
+    lab.load_image(busybox_image)
     lab.apply_text("""
 apiVersion: v1
 kind: Pod
 metadata: {name: box}
 spec:
   terminationGracePeriodSeconds: 0
-  containers: [{name: c, image: dns-box, command: [sleep, "1000"]}]
+  containers: [{name: c, image: box, command: [sleep, "1000"]}]
 """)
     shown = tools.inside(lab, "box", "busybox", "nslookup", "web.default.svc.cluster.local")
     assert f"Address: {service(lab, 'web').spec.cluster_ip}" in shown

@@ -3,10 +3,8 @@ through kills of the agent, and cut from connections that stand."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
-import shutil
 import signal
 import subprocess
 import threading
@@ -283,24 +281,6 @@ def test_killed_agents_lose_nothing(lab: Lab, tools: Any, policies: Any, talker:
     assert not talker.lost
 
 
-@pytest.fixture(scope="module")
-def box(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An image of busybox, as `docker save` writes it."""
-    busybox = shutil.which("busybox")
-    if busybox is None or not (shutil.which("crun") or shutil.which("runc")):
-        pytest.skip("busybox, and crun or runc, are needed")
-    path = Path(__file__).parents[1] / "unit/runtime/oci/image_builder.py"
-    spec = importlib.util.spec_from_file_location("image_builder", path)
-    assert spec is not None
-    assert spec.loader is not None
-    builder = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(builder)
-    archive = tmp_path_factory.mktemp("image") / "box.tar"
-    layers = builder.busybox_layers(Path(busybox).read_bytes())
-    found: Path = builder.docker_save(archive, "box", layers, Cmd=["sh"])
-    return found
-
-
 SENDER = """
 apiVersion: v1
 kind: Pod
@@ -332,10 +312,10 @@ while True:
 
 
 def test_policy_is_in_force_before_the_first_instruction(
-    lab: Lab, tools: Any, policies: Any, box: Path
+    lab: Lab, tools: Any, policies: Any, busybox_image: Path
 ) -> None:
     """An init container and a container send at once, by TFTP's first datagram."""
-    lab.load_image(box)
+    lab.load_image(busybox_image)
     policies(NO_EGRESS)
     ear = lab.pod("alien-1", "other").ip
     holder = tools.pids(lab)["holder"]

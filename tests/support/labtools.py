@@ -7,6 +7,7 @@ batches, waiting on a condition.
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import os
 import shutil
@@ -139,3 +140,21 @@ def shared() -> Path:
 def root() -> None:
     if os.geteuid() != 0:
         pytest.skip("needs root")
+
+
+@pytest.fixture(scope="session")
+def busybox_image(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An image of busybox called `box`, as `docker save` writes it."""
+    busybox = shutil.which("busybox")
+    if busybox is None or not (shutil.which("crun") or shutil.which("runc")):
+        pytest.skip("busybox, and crun or runc, are needed")
+    path = Path(__file__).parents[1] / "unit/runtime/oci/image_builder.py"
+    spec = importlib.util.spec_from_file_location("image_builder", path)
+    assert spec is not None
+    assert spec.loader is not None
+    builder = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(builder)
+    archive = tmp_path_factory.mktemp("image") / "box.tar"
+    layers = builder.busybox_layers(Path(busybox).read_bytes())
+    found: Path = builder.docker_save(archive, "box", layers, Cmd=["sh"])
+    return found

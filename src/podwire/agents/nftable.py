@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from podwire.agents.servicekernel import Ranges
 from podwire.errors import KernelError
 from podwire.kernel import nft
-from podwire.kernel.nfelements import Change, NfElements
+from podwire.kernel.nfelements import Change, NfElements, split
 from podwire.kernel.nfmonitor import NfMonitor
 from podwire.kernel.nft import Nft
 from podwire.services import nftables as nf
 from podwire.services.model import FrontendKey, Network
-from podwire.services.plan import Elements, split_step
+from podwire.services.plan import Elements, is_whole
 
 _LOG = logging.getLogger(__name__)
 
@@ -78,7 +78,7 @@ class NftTable:
         """Of one step what is for these families, in transactions the kernel takes."""
         mine = {nf.FAMILY_NAMES[version] for version in self.families}
         changes = [change for change in step if change.family in mine]
-        return iter(split_step(changes, self.elements.max_batch))
+        return split(changes, self.elements.max_batch, is_whole)
 
     def dump(self) -> Elements:
         """All there is in the kernel: not on a hot path."""

@@ -20,7 +20,7 @@ from podwire.errors import KernelError
 from podwire.kernel import nft
 from podwire.kernel.handle import Handle
 from podwire.kernel.nfcounters import NfCounters
-from podwire.kernel.nfelements import Change, NfElements
+from podwire.kernel.nfelements import Change, NfElements, split
 from podwire.kernel.nfmonitor import NfMonitor
 from podwire.kernel.nfnames import NfNames
 from podwire.kernel.nfpack import pack_u32
@@ -28,7 +28,7 @@ from podwire.kernel.nft import Nft
 from podwire.policy import nftables as nf
 from podwire.policy.classes import Outcome
 from podwire.policy.nodepolicies import NodePolicies
-from podwire.policy.plan import Plan, Step, split
+from podwire.policy.plan import Plan, Step, is_whole
 
 _LOG = logging.getLogger(__name__)
 
@@ -124,7 +124,7 @@ class PolicyBackend(Handle):
     def _apply_step(self, step: Step, plan: Plan) -> None:
         for text in step.text.values():
             self._text(text)
-        for batch in split(step.changes, self._elements.max_batch):
+        for batch in split(step.changes, self._elements.max_batch, is_whole):
             for change in batch:
                 if change.delete and change.set.endswith(f"-{nf.OUTCOMES}"):
                     counted = self._counters.read(

@@ -77,8 +77,7 @@ EXPLAIN: Final[dict[str, str]] = {
     "iptables": "no usable iptables: --service-proxy iptables is refused; install iptables",
     "iptables_recent": "no xt_recent: with --service-proxy iptables, sessionAffinity is not kept",
     "sctp": "no SCTP sockets: stand-ins cannot serve SCTP ports; load the module sctp",
-    "br_netfilter": "no br_netfilter: kubenet cannot enforce policies on a node's bridge; "
-    "load the module br_netfilter, or use --network-policy none",
+    "br_netfilter": "no br_netfilter: kubenet has no policies; load it, or --network-policy none",
     "overlayfs": "no overlayfs here: images are copied instead of layered",
     "cgroup2": "no cgroup v2 hierarchy is mounted: containers are not grouped",
     "cgroup2_limits": "cgroup v2 has no memory controller: resource limits are not enforced",

@@ -11,7 +11,7 @@ batch of any size is answered with one. Values and packing: `nfpack`; ADR 2 says
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
 from podwire.errors import KernelError
@@ -79,6 +79,8 @@ _FLAG_INTERVAL: Final = 0x4
 _FLAG_CONCAT: Final = 0x80
 _INCOMPLETE_RETRIES: Final = 10
 _FRAME: Final = 20  # nlmsghdr and nfgenmsg
+# An element's key, data and attributes are less than this.
+_ELEMENT_BYTES: Final = 200
 
 
 def size_of(changes: Sequence[Change]) -> int:
@@ -88,39 +90,52 @@ def size_of(changes: Sequence[Change]) -> int:
     )
 
 
-def split(changes: Sequence[Change], limit: int) -> Iterator[list[Change]]:
-    """Cut changes into transactions of at most `limit` bytes, in order.
+def _cut_anywhere(_change: Change) -> bool:
+    return False
 
-    A deletion and an addition of the same key may end up in two transactions: cut where a moment
-    without the element is harmless, as when a set is filled for the first time.
+
+def split(
+    changes: Sequence[Change], limit: int, whole: Callable[[Change], bool] = _cut_anywhere
+) -> Iterator[list[Change]]:
+    """Cut changes into transactions of at most about `limit` bytes, in order.
+
+    A replaced element is deleted and added in the same one, and what is `whole` (ranges of one
+    map, which may not overlap for a moment) is never cut: no packet meets the state in between.
     """
+    most = max(1, limit // _ELEMENT_BYTES)
     batch: list[Change] = []
-    used = 2 * _FRAME
-    for piece in _pieces(changes, limit // 2):
-        size = size_of([piece])
-        if batch and used + size > limit:
-            yield batch
-            batch, used = [], 2 * _FRAME
-        batch.append(piece)
-        used += size
+    room = most
+    for change in changes:
+        for piece in [change] if whole(change) else _pieces(change, most):
+            size = len(piece.delete) + len(piece.add)
+            if size > room and batch:
+                yield batch
+                batch, room = [], most
+            batch.append(piece)
+            room -= size
     if batch:
         yield batch
 
 
-def _pieces(changes: Sequence[Change], limit: int) -> Iterator[Change]:
-    for change in changes:
-        where = (change.family, change.table, change.set)
-        count = len(change.delete) + len(change.add)
-        if size_of([change]) <= limit or count < 2:
-            yield change
-            continue
-        if change.flush:
-            yield Change(*where, flush=True)
-        step = max(1, count * limit // size_of([change]))
-        for start in range(0, len(change.delete), step):
-            yield Change(*where, delete=change.delete[start : start + step])
-        for start in range(0, len(change.add), step):
-            yield Change(*where, add=change.add[start : start + step])
+def _pieces(change: Change, most: int) -> Iterator[Change]:
+    if len(change.delete) + len(change.add) <= most:
+        yield change
+        return
+    where = (change.family, change.table, change.set)
+    if change.flush:
+        yield Change(*where, flush=True)
+    replaced = set(change.delete) & {key for key, _ in change.add}
+    pairs = [element for element in change.add if element[0] in replaced]
+    half = most // 2 or 1
+    for start in range(0, len(pairs), half):
+        some = tuple(pairs[start : start + half])
+        yield Change(*where, tuple(key for key, _ in some), some)
+    deletes = [key for key in change.delete if key not in replaced]
+    for start in range(0, len(deletes), most):
+        yield Change(*where, tuple(deletes[start : start + most]))
+    adds = [element for element in change.add if element[0] not in replaced]
+    for start in range(0, len(adds), most):
+        yield Change(*where, (), tuple(adds[start : start + most]))
 
 
 class NfElements(nfnl.NfSocket):

@@ -15,7 +15,7 @@ group of before: those were made without the peers that class names.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -93,51 +93,6 @@ class Batch:
         )
 
 
-def split(changes: Sequence[Change], limit: int) -> Iterator[list[Change]]:
-    """In transactions of at most about `limit` bytes; a replaced element stays in one piece.
-
-    Ranges of one map are one change: they may not overlap, not even for a moment.
-    """
-    most = max(1, limit // _ELEMENT_BYTES)
-    batch: list[Change] = []
-    room = most
-    for change in changes:
-        for part in _parts(change, most):
-            size = len(part.delete) + len(part.add)
-            if size > room and batch:
-                yield batch
-                batch, room = [], most
-            batch.append(part)
-            room -= size
-    if batch:
-        yield batch
-
-
-# An element's key, data and attributes are less than this.
-_ELEMENT_BYTES = 120
-
-
-def _parts(change: Change, most: int) -> Iterator[Change]:
-    if len(change.delete) + len(change.add) <= most or _is_ranged(change):
-        yield change
-        return
-    where = (change.family, change.table, change.set)
-    added = dict(change.add)
-    pairs = [(key, added.pop(key, _ABSENT)) for key in change.delete]
-    rest = list(added.items())
-    for start in range(0, len(pairs), most // 2 or 1):
-        some = pairs[start : start + (most // 2 or 1)]
-        yield Change(
-            *where,
-            tuple(key for key, _ in some),
-            tuple((key, data) for key, data in some if data is not _ABSENT),
-        )
-    for start in range(0, len(rest), most):
-        yield Change(*where, (), tuple(rest[start : start + most]))
-
-
-_ABSENT: Data = b"absent"
-
-
-def _is_ranged(change: Change) -> bool:
+def is_whole(change: Change) -> bool:
+    """Ranges of one map may not overlap, not even for a moment."""
     return change.set.endswith(f"-{nf.NETWORKS}")

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, TypeAlias
 
@@ -352,44 +352,6 @@ def _sorted_slots(
     return tuple(outer), "", tuple(inner)
 
 
-# An element's key, data and attributes are less than this.
-_ELEMENT_BYTES: Final = 200
-
-
-def split_step(step: Sequence[Change], limit: int) -> Iterator[list[Change]]:
-    """A step in transactions of at most about `limit` bytes each.
-
-    A replaced element is deleted and added in the same one, and so are all ranges of a Service:
-    no packet may meet the state in between.
-    """
-    most = max(1, limit // _ELEMENT_BYTES)
-    batch: list[Change] = []
-    room = most
-    for change in step:
-        for part in _parts(change, most):
-            size = len(part.delete) + len(part.add)
-            if size > room and batch:
-                yield batch
-                batch, room = [], most
-            batch.append(part)
-            room -= size
-    if batch:
-        yield batch
-
-
-def _parts(change: Change, most: int) -> Iterator[Change]:
-    if change.set == nf.ALLOWED or len(change.delete) + len(change.add) <= most:
-        yield change
-        return
-    where = (change.family, change.table, change.set)
-    replaced = set(change.delete) & {key for key, _ in change.add}
-    pairs = [element for element in change.add if element[0] in replaced]
-    for start in range(0, len(pairs), most // 2 or 1):
-        some = tuple(pairs[start : start + (most // 2 or 1)])
-        yield Change(*where, tuple(key for key, _ in some), some)
-    deletes = [key for key in change.delete if key not in replaced]
-    for start in range(0, len(deletes), most):
-        yield Change(*where, tuple(deletes[start : start + most]))
-    adds = [element for element in change.add if element[0] not in replaced]
-    for start in range(0, len(adds), most):
-        yield Change(*where, (), tuple(adds[start : start + most]))
+def is_whole(change: Change) -> bool:
+    """All ranges of a Service change at once."""
+    return change.set == nf.ALLOWED

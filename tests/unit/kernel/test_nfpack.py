@@ -180,10 +180,19 @@ def test_transactions_are_cut_to_size_in_order() -> None:
     assert len(batches) > 3
     steps = [change for batch in batches for change in batch]
     assert steps[0].flush
-    assert steps[1].delete == [b"abcd"]
+    assert tuple(steps[1].delete) == (b"abcd",)
     assert [e for c in steps if c.set == "a" for e in c.add] == elements
     assert steps[-1] == changes[-1]
-    assert list(nfelements.split(changes, 1 << 20)) == [changes]
+    assert list(nfelements.split(changes, 1 << 21)) == [changes]
+
+
+def test_a_replaced_element_is_never_torn_and_a_whole_change_never_cut() -> None:
+    keys = [n.to_bytes(4, "big") for n in range(1000)]
+    replaced = Change("ip", "t", "a", delete=keys, add=[(key, b"data") for key in keys])
+    for batch in nfelements.split([replaced], 20_000):
+        assert nfelements.size_of(batch) <= 20_000
+        assert all([*c.delete] == [key for key, _ in c.add] for c in batch)
+    assert list(nfelements.split([replaced], 20_000, lambda _: True)) == [[replaced]]
 
 
 def test_counters() -> None:
