@@ -81,6 +81,7 @@ async def run(
     status = ServiceStatus(
         api, config.node_name, balancing, lambda: _pod_pins(kubelet), lambda: announcer.announced
     )
+    kubelet.pod_informer.on_change(policing.sources.own_pod_changed)
     policy_status = PolicyStatus(api, config.node_name, policing)
     probes = ProbeService(lambda source: _source_pin(kubelet, source, outside))
     server = KubeletServer(kubelet)

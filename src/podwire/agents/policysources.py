@@ -136,8 +136,10 @@ class PolicySources:
             await informer.synced.wait()
         self._namespaces.on_change(self._namespace_changed)
         self._pods.on_change(self._pod_changed)
-        for _uid, view in self._admitted.values():
-            self.place(view)
+        for uid, view in self._admitted.values():
+            pod = self._pods.objects.get(view.key)
+            if pod is None or (pod.metadata.uid == uid and not pod.finished):
+                self.place(view)
 
     def close(self) -> None:
         self.names.close()
@@ -147,6 +149,20 @@ class PolicySources:
     def admit(self, pod: Pod, view: PodView) -> None:
         """The pod has its addresses from now on, whatever its status says yet."""
         self._admitted[pod.key] = pod.metadata.uid, view
+
+    def own_pod_changed(self, change: Change[Pod]) -> None:
+        """Of this node's own watch, by which pods are admitted: one that is gone is not any more.
+
+        What the other watch said of its name meanwhile was left aside, see `_pod_changed`.
+        """
+        old = change.old
+        if change.new is not None or old is None:
+            return
+        if self._admitted.get(old.key, ("", None))[0] == old.metadata.uid:
+            del self._admitted[old.key]
+            now = self._pods.objects.get(old.key)
+            if now is not None and now.metadata.uid != old.metadata.uid:
+                self._pod_changed(Change(None, now))
 
     def place(self, view: PodView) -> None:
         """An admitted pod is to be judged as what it is before the watch tells of its addresses."""
@@ -215,16 +231,19 @@ class PolicySources:
     # --- whom they speak of -----------------------------------------------------------------------
 
     def _pod_changed(self, change: Change[PeerPod]) -> None:
+        """The name of an admitted pod is that pod's, whatever is still told of one before it: the
+        two watches are not in step."""
         self._hear("Pod", change)
-        view = None
-        if change.new is None:
-            self._admitted.pop(change.key, None)
-        else:
-            view = self._view(change.new)
+        pod = change.new or change.old
+        assert pod is not None
+        admitted = self._admitted.get(pod.key)
+        if admitted is not None and admitted[0] != pod.metadata.uid:
+            return
+        view = None if change.new is None else self._view(change.new)
         if view is not None:
             self.place(view)
-        elif self._world.remove_pod(change.key):
-            self._state.remove_pod(change.key)
+        elif self._world.remove_pod(pod.key):
+            self._state.remove_pod(pod.key)
             self._changed()
 
     def _hear(self, kind: str, change: Change[Any]) -> None:

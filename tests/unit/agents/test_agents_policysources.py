@@ -1,0 +1,139 @@
+"""Two watches tell of one node's pods, and are not in step: the name is the admitted pod's."""
+
+from __future__ import annotations
+
+from ipaddress import ip_address
+from typing import Any, cast
+
+import msgspec
+import pytest
+
+from podwire.agents.policysources import PolicySources
+from podwire.client import Api, Change, Informer
+from podwire.objects import kinds
+from podwire.objects.core import Namespace, Pod
+from podwire.objects.meta import Key
+from podwire.objects.policy import PeerPod
+from podwire.policy.nodepolicies import NodePolicies
+from podwire.policy.world import view_pod
+
+KEY = Key("shop", "web-0")
+OLD, NEW = "10.244.1.2", "10.244.1.3"
+
+
+def _raw(uid: str, ip: str = "", phase: str = "Running", **labels: str) -> dict[str, Any]:
+    return {
+        "metadata": {
+            "namespace": "shop",
+            "name": "web-0",
+            "uid": uid,
+            "labels": labels,
+            "resourceVersion": "7",
+        },
+        "spec": {"nodeName": "here", "containers": [{"name": "c"}]},
+        "status": {"phase": phase, "podIPs": [{"ip": ip}] if ip else []},
+    }
+
+
+def _pod(*args: str, **labels: str) -> Pod:
+    return msgspec.convert(_raw(*args, **labels), Pod)
+
+
+def _peer(*args: str, **labels: str) -> PeerPod:
+    return msgspec.convert(_raw(*args, **labels), PeerPod)
+
+
+class _Sources(PolicySources):
+    def __init__(self) -> None:
+        api = cast(Api, None)
+        nodes = Informer(api, kinds.NODE)
+        self.changes = 0
+        state = NodePolicies("here", (4,))
+        super().__init__(api, "here", nodes, state, self._count, lambda: None)
+
+    def _count(self) -> None:
+        self.changes += 1
+
+    def told(self, old: PeerPod | None, new: PeerPod | None) -> None:
+        objects = cast(dict[Key, PeerPod], self._pods._objects)
+        if new is None:
+            objects.pop(KEY, None)
+        else:
+            objects[KEY] = new
+        self._pod_changed(Change(old, new))
+
+    def start(self, uid: str, ip: str) -> None:
+        pod = _pod(uid)
+        view = view_pod(pod, [ip])
+        assert view is not None
+        self.admit(pod, view)
+        self.place(view)
+
+    @property
+    def addresses(self) -> list[str]:
+        return [str(ip) for ip in self._world.owners]
+
+
+@pytest.fixture
+def sources() -> _Sources:
+    return _Sources()
+
+
+def test_an_admitted_pod_has_its_address_before_its_status_does(sources: _Sources) -> None:
+    sources.start("u1", OLD)
+    sources.told(None, _peer("u1"))
+    assert sources.addresses == [OLD]
+    sources.told(_peer("u1"), _peer("u1", OLD))
+    assert sources.changes == 1, "what changes nothing is no change"
+    sources.told(_peer("u1", OLD), _peer("u1", OLD, app="web"))
+    assert sources.changes == 2
+
+
+def test_the_end_of_the_one_before_does_not_take_the_new_one_along(sources: _Sources) -> None:
+    sources.start("u1", OLD)
+    sources.told(None, _peer("u1", OLD))
+    # This node's own watch is ahead: the old one is gone, the new one admitted.
+    sources.own_pod_changed(Change(_pod("u1"), None))
+    sources.start("u2", NEW)
+    assert sources.addresses == [NEW]
+    sources.told(_peer("u1", OLD), None)
+    assert sources.addresses == [NEW]
+    sources.told(None, _peer("u2"))
+    assert sources.addresses == [NEW]
+
+
+def test_a_pod_that_came_back_elsewhere_is_not_forgotten(sources: _Sources) -> None:
+    """The watch of all pods is ahead: the name is another pod's, on another node."""
+    sources.start("u1", OLD)
+    sources.told(None, _peer("u1", OLD))
+    sources.told(_peer("u1", OLD), None)
+    assert sources.addresses == []
+    sources.told(None, _peer("u2", NEW))
+    assert sources.addresses == []
+    sources.own_pod_changed(Change(_pod("u1"), None))
+    assert sources.addresses == [NEW]
+
+
+def test_a_pod_that_has_ended_is_nobody(sources: _Sources) -> None:
+    sources.start("u1", OLD)
+    sources.told(None, _peer("u1", OLD, "Succeeded"))
+    assert sources.addresses == []
+
+
+def test_what_was_heard_counts_though_it_changes_nothing(sources: _Sources) -> None:
+    sources.told(None, _peer("u1"))
+    assert sources.heard["Pod"] == 7
+
+
+def test_a_namespace_may_stage_its_policies(sources: _Sources) -> None:
+    raw = {"metadata": {"name": "shop", "annotations": {"policy.podwire.dev/stage": "true"}}}
+    sources._namespace_changed(Change(None, msgspec.convert(raw, Namespace)))
+    policy = msgspec.convert(
+        {"metadata": {"name": "p", "namespace": "shop"}, "spec": {"podSelector": {}}},
+        kinds.NETWORK_POLICY.view,
+    )
+    sources._policy_changed("NetworkPolicy", Change(None, policy))
+    assert [p.staged for p in sources.policies()] == [True]
+    assert sources.observed
+    assert sources.staged_verdicts() is not None
+    assert ip_address(OLD) not in sources._world.owners
