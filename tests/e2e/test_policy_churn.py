@@ -35,7 +35,7 @@ from podwire.policy.world import PodView, World, make_world
 
 import msgspec  # isort: skip
 
-ALL = bool(os.environ.get("PODWIRE_ALL"))
+ALL = os.environ.get("PODWIRE_ALL") == "1"
 SECONDS = 180.0 if ALL else 12.0
 RATE = 100.0
 WINDOW_S = 0.5

@@ -20,7 +20,7 @@ from policylab import LiveCluster, every_probe
 from podwire.lab import Lab
 from podwire.policy.evaluate import evaluate
 
-ALL = bool(os.environ.get("PODWIRE_ALL"))
+ALL = os.environ.get("PODWIRE_ALL") == "1"
 MAKERS = {
     "xyz": (policy_cases_e2e, policy_cases_own, policy_cases_cyclonus),
     "houses": (policy_cases_npa,),

@@ -32,7 +32,7 @@ from podwire.policy.nftables import Words, render_generation, render_switch, ren
 from podwire.policy.nodepolicies import NodePolicies
 from podwire.policy.walk import Packet, Tables
 
-ALL = bool(os.environ.get("PODWIRE_ALL"))
+ALL = os.environ.get("PODWIRE_ALL") == "1"
 EXAMPLES = 150 if ALL else 8
 _LABELS = [{}, {"app": "a"}, {"app": "b", "tier": "a"}, {"tier": "b"}]
 _NAMED = [("web", PORTS[0], "TCP"), ("metrics", PORTS[1], "UDP"), ("web", PORTS[1], "TCP")]
