@@ -14,6 +14,7 @@ import asyncio
 import os
 import random
 import time
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from ipaddress import ip_address
@@ -136,7 +137,7 @@ class Churn:
     async def _change(self) -> None:
         kind = self._chance.random()
         begun = time.monotonic()
-        if kind < 0.5:
+        if kind < 0.85:
             await self._relabel(begun)
         elif kind < 0.98:
             await self._change_policy(begun)
@@ -146,7 +147,8 @@ class Churn:
         self.states[-2] = replace(self.states[-2], left=time.monotonic() + WINDOW_S)
 
     async def _relabel(self, begun: float) -> None:
-        key = self._chance.choice([*self._pods])
+        # Half of the pods keep their labels: of those more can be said.
+        key = self._chance.choice([*self._pods][::2])
         app = self._chance.choice(APPS)
         self._pods[key] = replace(self._pods[key], labels={"app": app})
         self.states.append(self._state(begun))
@@ -204,11 +206,14 @@ async def _probe(api: Api, pods: list[PodView], ends: float, seen: list[Seen], n
 
 
 def _judge(seen: Seen, states: list[State]) -> tuple[set[bool], set[bool]]:
-    """What egress of the source and ingress of the destination may have said."""
+    """What egress of the source and ingress of the destination may have said.
+
+    States begin and are left in one order.
+    """
     said: tuple[set[bool], set[bool]] = (set(), set())
-    for state in states:
-        if state.begun > seen.answered or state.left < seen.sent:
-            continue
+    first = bisect_left(states, seen.sent, key=lambda state: state.left)
+    last = bisect_right(states, seen.answered, key=lambda state: state.begun)
+    for state in states[first:last]:
         pods = state.world.pods
         parties = [Party(pods[k].ips[0], pods[k]) for k in (seen.source, seen.destination)]
         flow = Flow(*parties, 6, 8080)
