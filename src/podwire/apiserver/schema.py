@@ -278,7 +278,7 @@ def _prune(value: Any, schema: Schema, path: str, removed: list[str]) -> None:
 
 
 def apply_schema_defaults(obj: Any, schema: Schema) -> None:
-    """Set a CRD's defaults in place; a null where null is not allowed counts as absent."""
+    """Set a CRD's defaults in place; a null field that may not be null counts as left out."""
     if isinstance(obj, list):
         if schema.items is not None:
             for item in obj:
@@ -289,7 +289,9 @@ def apply_schema_defaults(obj: Any, schema: Schema) -> None:
     for key, child in schema.properties.items():
         if not child.custom:
             continue
-        if child.has_default and (key not in obj or (obj[key] is None and not child.nullable)):
+        if key in obj and obj[key] is None and not child.nullable:
+            del obj[key]
+        if child.has_default and key not in obj:
             obj[key] = copy.deepcopy(child.default)
         if key in obj:
             apply_schema_defaults(obj[key], child)

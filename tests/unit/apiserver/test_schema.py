@@ -107,3 +107,18 @@ def test_defaults_reach_list_items_but_make_no_parents() -> None:
     empty: dict[str, Any] = {}
     apply_schema_defaults(empty, root)
     assert empty == {}
+
+
+def test_a_null_field_counts_as_left_out_but_a_null_in_a_list_or_map_stays() -> None:
+    obj: dict[str, Any] = {
+        "spec": {"size": None, "open": None, "rows": [None, {"on": None}], "labels": {"k": None}}
+    }
+    apply_schema_defaults(obj, schema_from_crd(CRD))
+    assert obj["spec"] == {"size": 3, "rows": [None, {"on": True}], "labels": {"k": None}}
+
+
+def test_null_stays_where_the_schema_allows_it() -> None:
+    properties = {"a": {"type": "string", "nullable": True}, "b": {"type": "string"}}
+    obj: dict[str, Any] = {"a": None, "b": None}
+    apply_schema_defaults(obj, schema_from_crd({"type": "object", "properties": properties}))
+    assert obj == {"a": None}

@@ -266,6 +266,22 @@ def test_tiers_and_priorities() -> None:
     assert cnp("ingress: null, egress: []").isolates == frozenset()
 
 
+@pytest.mark.parametrize(
+    "pods",
+    [
+        "namespaceSelector: {}, podSelector: {}",
+        "podSelector: {}",
+        "namespaceSelector: {}",
+        "namespaceSelector: null, podSelector: null",
+        "",
+    ],
+)
+def test_the_old_kinds_selectors_left_out_select_everything(pods: str) -> None:
+    said = old("AdminNetworkPolicy", f"priority: 1, subject: {{pods: {{{pods}}}}}")
+    want = "priority: 1, subject: {pods: {namespaceSelector: {}, podSelector: {}}}"
+    assert said.subject == old("AdminNetworkPolicy", want).subject
+
+
 def test_kinds_of_lists_are_told() -> None:
     raw = make_admin_policy("AdminNetworkPolicy", "p", priority=5)
     del raw["kind"]
