@@ -378,12 +378,12 @@ def _namespaced_pods(draw: st.DrawFn, *, both: bool = True) -> Raw:
 
 @st.composite
 def _cluster_peers(
-    draw: st.DrawFn, direction: str, action: str, *, old: bool, unknown: bool
+    draw: st.DrawFn, direction: str, action: str, *, old: bool, unknown: bool, names: bool
 ) -> Raw:
     kinds = ["namespaces", "pods"]
     if direction == "egress":
         kinds += ["networks", "nodes"]
-        kinds += ["domainNames"] if action in ("Accept", "Allow") else []
+        kinds += ["domainNames"] if names and action in ("Accept", "Allow") else []
     if unknown:
         kinds += ["unknown"]
     kind = draw(st.sampled_from(kinds))
@@ -446,7 +446,8 @@ def _cluster_rules(draw: st.DrawFn, direction: str, kind: str, *, unknown: bool)
     if kind == "AdminNetworkPolicy":
         actions.append("Pass")
     action = draw(st.sampled_from(actions))
-    peers = _cluster_peers(direction, action, old=old, unknown=unknown)
+    names = kind != "BaselineAdminNetworkPolicy"  # its API does not know them
+    peers = _cluster_peers(direction, action, old=old, unknown=unknown, names=names)
     word = "from" if direction == "ingress" else "to"
     rule: Raw = {"action": action, word: draw(st.lists(peers, min_size=1, max_size=2))}
     ports = _admin_ports() if old else _cluster_protocols(unknown=unknown)
