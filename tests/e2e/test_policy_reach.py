@@ -45,10 +45,8 @@ def _verdicts(found: Reachability) -> dict[tuple[str, str, str], str]:
     }
 
 
-@pytest.mark.parametrize("network", ["routed", "kubenet"])
-def test_live_and_static_agree_pair_by_pair(
-    network: str, shared: Path, root: None, tools: Any
-) -> None:
+@pytest.mark.parametrize("network", [pytest.param("routed", marks=pytest.mark.rootless), "kubenet"])
+def test_live_and_static_agree_pair_by_pair(network: str, shared: Path, tools: Any) -> None:
     name = f"polreach-{network}"
     manifests = [
         shared / SAMPLE / f for f in ("kubernetes-manifests.yaml", "network-policies.yaml")
