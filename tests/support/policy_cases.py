@@ -15,6 +15,7 @@ import copy
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from ipaddress import ip_address, ip_network
 from typing import Any, Final, NamedTuple, TypeAlias
 
 from naive_policy import NaiveWorld
@@ -223,6 +224,12 @@ class CaseCluster:
         for source, destination in itertools.product(at, at):
             for port, protocol in itertools.product(PORTS, PROTOCOLS):
                 yield Probe(source, destination, protocol, port)
+
+
+def around(address: str, bits: int) -> str:
+    """The network of 2**bits addresses that holds this one, in either family."""
+    length = ip_address(address).max_prefixlen - bits
+    return str(ip_network(f"{address}/{length}", strict=False))
 
 
 def kind_of(raw: Raw) -> str:

@@ -11,10 +11,9 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from ipaddress import ip_network
 from typing import Any, Final
 
-from policy_cases import Addresses, Apply, Case, Delete, Label, Raw, Step, xyz_pod
+from policy_cases import Addresses, Apply, Case, Delete, Label, Raw, Step, around, xyz_pod
 from policy_worlds import make_namespace, make_network_policy
 
 SUITE: Final = "cyclonus"
@@ -132,8 +131,7 @@ def _rules() -> Iterator[Case]:
 
 
 def _peers(address: str) -> Iterator[Case]:
-    wide = str(ip_network(f"{address}/24", strict=False))
-    narrow = str(ip_network(f"{address}/28", strict=False))
+    wide, narrow = around(address, 8), around(address, 4)
     by_pod, by_namespace = labels(pod="c"), labels(ns="x")
     peers: dict[str, Raw] = {
         "empty pods + nil ns": {"podSelector": {}, "namespaceSelector": None},

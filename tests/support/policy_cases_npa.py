@@ -28,6 +28,7 @@ from policy_cases import (
     Expect,
     Raw,
     Step,
+    around,
     house_namespace,
 )
 from policy_worlds import make_cluster_policy, make_network_policy
@@ -478,7 +479,7 @@ def _cidrs(tier: str, addresses: Addresses) -> Case:
             _rule("egress", "deny-egress-to-internet", "Deny", {"networks": ["0.0.0.0/0", "::/0"]}),
         ],
     )
-    networks = {"networks": [f"{addresses[pod(name)]}/32" for name in ("l0", "c0")]}
+    networks = {"networks": [around(addresses[pod(name)], 0) for name in ("l0", "c0")]}
     new = _rule("egress", "allow-egress-to-specific-podIPs", "Accept", networks)
     return _case(
         f"CNP{tier}TierEgressInlineCIDRPeers",

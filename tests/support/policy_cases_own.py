@@ -288,7 +288,12 @@ def _ports() -> Iterator[Case]:
                     "np",
                     _A,
                     "Egress",
-                    egress=[{"to": [{"ipBlock": {"cidr": "0.0.0.0/0"}}], **named}],
+                    egress=[
+                        {
+                            "to": [{"ipBlock": {"cidr": all_}} for all_ in ("0.0.0.0/0", "::/0")],
+                            **named,
+                        }
+                    ],
                 )
             ],
             (*_all(), *_all("x/a !> *", port=81)),

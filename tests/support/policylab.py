@@ -14,6 +14,7 @@ import copy
 import itertools
 import subprocess
 from collections.abc import Iterable, Iterator, Sequence
+from ipaddress import ip_address
 from typing import Any
 
 import msgspec
@@ -203,8 +204,14 @@ class LiveCluster:
         policies = [raw for kind in POLICY_KINDS for raw in self._list(kind)]
         return PolicyWorld(NaiveWorld(namespaces, pods, self._nodes, policies))
 
-    def addresses(self) -> dict[str, str]:
-        return {str(pod.key): pod.status.pod_ip for pod in self.lab.pods()}
+    def addresses(self, version: int = 4) -> dict[str, str]:
+        """Every pod's address of that family."""
+        return {
+            str(pod.key): entry.ip
+            for pod in self.lab.pods()
+            for entry in pod.status.pod_ips
+            if ip_address(entry.ip).version == version
+        }
 
     def probe(self, asked: Sequence[Asked]) -> list[bool]:
         """Whether a packet got there, for each, all at once."""
