@@ -17,6 +17,7 @@ import pytest
 
 from podwire.explain.probes.wire import Probe
 from podwire.lab import Lab
+from podwire.objects import kinds
 
 PODS = """
 apiVersion: v1
@@ -150,6 +151,15 @@ def test_a_label_opens_and_closes(lab: Lab, tools: Any, policies: Any) -> None:
     tools.wait(lambda: not reached(lab, tools, "shop/client-1", "shop/server-1"))
     lab.kubectl("-n", "shop", "label", "pod", "client-1", "app=client", "--overwrite")
     tools.wait(lambda: reached(lab, tools, "shop/client-1", "shop/server-1"))
+
+
+def test_what_is_deleted_is_gone_when_said_so(lab: Lab, tools: Any, policies: Any) -> None:
+    for _ in range(3):
+        policies(DENY)
+        assert not reached(lab, tools, "shop/client-2", "shop/server-1")
+        lab.call(lambda api: api.delete(kinds.NETWORK_POLICY, "deny", "shop"))
+        lab.wait_policies()
+        assert reached(lab, tools, "shop/client-2", "shop/server-1")
 
 
 TALK = """

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from typing import Final
 
 from aiohttp import web
 
 from podwire.agents.policy import PolicyAgent
-from podwire.agents.policysources import Standing
+from podwire.agents.policysources import KINDS, Standing
 from podwire.agents.progressing import ProgressTeller, answer, answer_wait
 from podwire.client import Api
 from podwire.policy.classes import Outcome
@@ -23,6 +24,8 @@ from podwire.policy.metrics import PolicyNumbers, render_metrics
 from podwire.policy.model import PolicyRef
 from podwire.policy.report import NodePolicyReport, PolicyReport, RuleCount
 from podwire.telemetry.progress import POLICIES
+
+POLICY_KINDS: Final = frozenset(kind.kind for kind in KINDS)
 
 
 class PolicyStatus:
@@ -111,14 +114,19 @@ class PolicyStatus:
         """Which of these policies (`KIND namespace/name`) are not in force so far, and what is.
 
         `Pod` and `Namespace` stand for all of that kind: changed labels are waited for like this.
+        A kind of policies stands for those that are not named: they were deleted before the
+        revision, and are waited for to be gone.
         """
         agent = self._agent
+        kinds = {text: revision for text, revision in revisions.items() if text in POLICY_KINDS}
         known = {str(ref): (ref, standing) for ref, standing in agent.sources.standing.items()}
         found = {}
         for text, revision in revisions.items():
             if text in agent.sources.heard:
                 if agent.enforcing and agent.peers_in_kernel(text) < revision:
                     found[text] = f"known up to {agent.peers_in_kernel(text)}, wanted {revision}"
+                continue
+            if text in kinds:
                 continue
             ref, standing = known.get(text, (None, None))
             if ref is None or standing is None or not agent.synced.is_set():
@@ -129,7 +137,19 @@ class PolicyStatus:
                 found[text] = "a change is on its way"
             elif standing.revision < revision:
                 found[text] = f"in force at {standing.revision}, wanted {revision}"
+        for ref, revision in self._versions():
+            if str(ref) not in revisions and revision <= kinds.get(ref.kind, -1):
+                found[str(ref)] = "is deleted, and still in force"
         return found
+
+    def _versions(self) -> Iterator[tuple[PolicyRef, int]]:
+        """Of all policies the kernel may have; those that are gone have their last one."""
+        sources = self._agent.sources
+        for ref, standing in sources.standing.items():
+            yield ref, standing.revision
+        for ref, revision in sources.progress.outstanding():
+            if ref not in sources.standing:
+                yield ref, revision
 
     # --- requests -------------------------------------------------------------------------------
 

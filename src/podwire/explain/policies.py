@@ -124,15 +124,16 @@ def _row(
 async def list_policies(api: Api, namespace: str = "") -> list[tuple[Kind[Any], Object]]:
     """Of a namespace with those of the cluster, or all."""
     lists = await asyncio.gather(*(_list(api, kind, namespace) for kind in KINDS))
-    return [(kind, obj) for kind, found in zip(KINDS, lists, strict=True) for obj in found]
+    return [(kind, obj) for kind, (found, _) in zip(KINDS, lists, strict=True) for obj in found]
 
 
-async def _list(api: Api, kind: Kind[Any], namespace: str) -> list[Object]:
-    """A kind the cluster does not serve has none."""
+async def _list(api: Api, kind: Kind[Any], namespace: str = "") -> tuple[list[Object], int]:
+    """With the version they were read at; a kind the cluster does not serve has none."""
     try:
-        return list((await api.list(kind, namespace if kind.namespaced else ""))[0])
+        found, version = await api.list(kind, namespace if kind.namespaced else "")
     except NotFoundError:
-        return []
+        return [], 0
+    return list(found), int(version) if version.isdigit() else 0
 
 
 async def read_policy_rows(api: Api, namespace: str = "", name: str = "") -> list[PolicyRow]:
@@ -155,18 +156,20 @@ async def wait_policies(
 ) -> dict[str, str]:
     """Return when every Ready node (or all of `nodes`) enforces what there is now.
 
-    `names` are `namespace/name`, or `name` of those of the cluster; without it all are meant, and
-    labels of pods and namespaces as they are now.
+    `names` are `namespace/name`, or `name` of those of the cluster; without it all are meant, those
+    that were deleted too, and labels of pods and namespaces as they are now.
     Returns what is missing after `timeout_s`, by `NODE KIND name`; nothing when all is done.
     """
-    found = [(kind, obj) for kind, obj in await list_policies(api)]
+    lists = await asyncio.gather(*(_list(api, kind) for kind in KINDS))
+    found = [(kind, obj) for kind, (some, _) in zip(KINDS, lists, strict=True) for obj in some]
     chosen = [(k, o) for k, o in found if not names or str(o.key) in names]
     if absent := set(names) - {str(obj.key) for _, obj in chosen}:
         raise NotFoundError(f'policies "{min(absent)}" not found')
     revisions = {f"{kind.kind} {obj.key}": revision_of(obj) for kind, obj in chosen}
     if not names:
+        revisions |= {kind.kind: read for kind, (_, read) in zip(KINDS, lists, strict=True)}
         for peers in (kinds.PEER_POD, kinds.NAMESPACE):
-            found_peers = await _list(api, peers, "")
+            found_peers, _ = await _list(api, peers)
             revisions[peers.kind] = max(map(revision_of, found_peers), default=0)
     return await wait_nodes(
         api, list(nodes) or await ready_nodes(api), "policies", revisions, timeout_s

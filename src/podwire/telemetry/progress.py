@@ -11,7 +11,7 @@ particular Service or policy is in the kernel at a version is its own entry's to
 from __future__ import annotations
 
 import re
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
 from typing import Final, Generic, TypeVar
 
 SERVICES: Final = "ServicesProgrammed"
@@ -50,6 +50,10 @@ class Progress(Generic[K]):
     def behind(self, owner: K) -> bool:
         """Whether a change of this one is outstanding."""
         return owner in self._outstanding
+
+    def outstanding(self) -> Iterator[tuple[K, int]]:
+        """Those with outstanding changes, each with the version of the first of them."""
+        yield from self._outstanding.items()
 
     @property
     def pending(self) -> int:
