@@ -97,6 +97,8 @@ class PolicySources:
         self.touched: set[PolicyRef] = set()
         self.heard: dict[str, int] = {"Pod": 0, "Namespace": 0}
         """The newest resourceVersion of each kind of peers."""
+        self.heard_policies = dict.fromkeys(self._informers, 0)
+        """And of each kind of policies: what is older and not in `standing` was deleted."""
         self.asked = False
         """Whether this Node carries `OBSERVE_ANNOTATION`."""
 
@@ -176,6 +178,7 @@ class PolicySources:
         obj = change.new or change.old
         assert obj is not None
         ref = PolicyRef(kind, obj.metadata.namespace, obj.metadata.name)
+        self.heard_policies[kind] = max(self.heard_policies[kind], _revision(obj))
         self.progress.told(ref, _revision(obj))
         self.touched.add(ref)
         if change.new is None:

@@ -10,12 +10,11 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from typing import Final
 
 from aiohttp import web
 
 from podwire.agents.policy import PolicyAgent
-from podwire.agents.policysources import KINDS, Standing
+from podwire.agents.policysources import Standing
 from podwire.agents.progressing import ProgressTeller, answer, answer_wait
 from podwire.client import Api
 from podwire.policy.classes import Outcome
@@ -24,8 +23,6 @@ from podwire.policy.metrics import PolicyNumbers, render_metrics
 from podwire.policy.model import PolicyRef
 from podwire.policy.report import NodePolicyReport, PolicyReport, RuleCount
 from podwire.telemetry.progress import POLICIES
-
-POLICY_KINDS: Final = frozenset(kind.kind for kind in KINDS)
 
 
 class PolicyStatus:
@@ -115,31 +112,21 @@ class PolicyStatus:
 
         `Pod` and `Namespace` stand for all of that kind: changed labels are waited for like this.
         A kind of policies stands for those that are not named: they were deleted before the
-        revision, and are waited for to be gone.
+        revision, and are waited for to be gone. One that is named and was deleted later is not.
         """
         agent = self._agent
-        kinds = {text: revision for text, revision in revisions.items() if text in POLICY_KINDS}
-        known = {str(ref): (ref, standing) for ref, standing in agent.sources.standing.items()}
+        versions = {str(ref): (ref, version) for ref, version in self._versions()}
         found = {}
         for text, revision in revisions.items():
             if text in agent.sources.heard:
                 if agent.enforcing and agent.peers_in_kernel(text) < revision:
                     found[text] = f"known up to {agent.peers_in_kernel(text)}, wanted {revision}"
-                continue
-            if text in kinds:
-                continue
-            ref, standing = known.get(text, (None, None))
-            if ref is None or standing is None or not agent.synced.is_set():
-                found[text] = "not in force"
-            elif error := standing.error or agent.sources.progress.refused.get(ref, ""):
-                found[text] = error
-            elif agent.sources.progress.behind(ref):
-                found[text] = "a change is on its way"
-            elif standing.revision < revision:
-                found[text] = f"in force at {standing.revision}, wanted {revision}"
-        for ref, revision in self._versions():
-            if str(ref) not in revisions and revision <= kinds.get(ref.kind, -1):
-                found[str(ref)] = "is deleted, and still in force"
+            elif text in agent.sources.heard_policies:
+                for name, (ref, version) in versions.items():
+                    if ref.kind == text and name not in revisions and version <= revision:
+                        found[name] = "is deleted, and still in force"
+            elif why := self._why_missing(text, versions, revision):
+                found[text] = why
         return found
 
     def _versions(self) -> Iterator[tuple[PolicyRef, int]]:
@@ -150,6 +137,27 @@ class PolicyStatus:
         for ref, revision in sources.progress.outstanding():
             if ref not in sources.standing:
                 yield ref, revision
+
+    def _why_missing(
+        self, text: str, versions: Mapping[str, tuple[PolicyRef, int]], revision: int
+    ) -> str:
+        sources = self._agent.sources
+        ref, version = versions.get(text, (None, 0))
+        if ref is None:
+            heard = sources.heard_policies.get(text.partition(" ")[0], 0)
+            gone = self._agent.synced.is_set() and heard >= revision
+            return "" if gone else "not in force"
+        if not self._agent.synced.is_set():
+            return "not in force"
+        standing = sources.standing.get(ref)
+        error = standing.error if standing is not None else ""
+        if error := error or sources.progress.refused.get(ref, ""):
+            return error
+        if sources.progress.behind(ref):
+            return "a change is on its way"
+        if version < revision:
+            return f"in force at {version}, wanted {revision}"
+        return ""
 
     # --- requests -------------------------------------------------------------------------------
 

@@ -29,7 +29,11 @@ class _Agent:
         self.enforcing = True
         self.peers = {"Pod": 0, "Namespace": 0}
         self.sources = SimpleNamespace(
-            progress=Progress(), standing={}, heard=self.peers, node_count=1
+            progress=Progress(),
+            standing={},
+            heard=self.peers,
+            heard_policies={"NetworkPolicy": 0, "ClusterNetworkPolicy": 0},
+            node_count=1,
         )
 
     def peers_in_kernel(self, kind: str) -> int:
@@ -37,10 +41,13 @@ class _Agent:
 
     def told(self, ref: PolicyRef, revision: int) -> None:
         self.sources.standing[ref] = Standing(1, revision)
+        self.sources.heard_policies[ref.kind] = revision
         self.sources.progress.told(ref, revision)
 
-    def deleted(self, ref: PolicyRef) -> None:
-        self.sources.progress.told(ref, self.sources.standing.pop(ref).revision)
+    def deleted(self, ref: PolicyRef, revision: int) -> None:
+        del self.sources.standing[ref]
+        self.sources.heard_policies[ref.kind] = revision
+        self.sources.progress.told(ref, revision)
 
     def done(self, ref: PolicyRef) -> None:
         self.sources.progress.done(ref)
@@ -75,10 +82,20 @@ def test_one_that_is_deleted_is_waited_for_until_it_is_gone(agent: _Agent) -> No
     committed it."""
     gone = {str(WEB): "is deleted, and still in force"}
     assert _missing(agent, NetworkPolicy=9) == gone
-    agent.deleted(WEB)
+    agent.deleted(WEB, 8)
     assert _missing(agent, NetworkPolicy=9) == gone
     agent.done(WEB)
     assert _missing(agent, NetworkPolicy=9) == {}
+
+
+def test_one_that_was_deleted_since_is_not_waited_for(agent: _Agent) -> None:
+    """It was there when the list was read at 6."""
+    agent.deleted(WEB, 8)
+    assert _missing(agent, NetworkPolicy=6, **{str(WEB): 5}) == {str(WEB): "a change is on its way"}
+    agent.done(WEB)
+    assert _missing(agent, NetworkPolicy=6, **{str(WEB): 5}) == {}
+    # Made anew at 9, which the node has not heard of.
+    assert _missing(agent, NetworkPolicy=9, **{str(WEB): 9}) == {str(WEB): "not in force"}
 
 
 def test_one_that_came_after_the_list_is_nobodys_concern(agent: _Agent) -> None:
