@@ -1,90 +1,112 @@
-"""Worlds of many pods and policies, always the same ones."""
+"""Worlds of many pods and policies, always the same ones: as objects and as what they mean."""
 
 from __future__ import annotations
 
-from ipaddress import IPv4Address, IPv4Network
+from collections.abc import Iterator
+from ipaddress import IPv4Address
+from typing import Any
+
+import msgspec
 
 from podwire.objects.meta import Key
-from podwire.policy.model import (
-    NamedPort,
-    NetworkPeer,
-    PodsPeer,
-    Policy,
-    PolicyRef,
-    PortRange,
-    Rule,
-    Tier,
-)
-from podwire.policy.selector import EVERYTHING, Expression, Selector
-from podwire.policy.world import NAME_LABEL, ContainerPort, NodeView, PodView, World, make_world
+from podwire.objects.policy import NetworkPolicy, PeerPod
+from podwire.policy.model import Policy
+from podwire.policy.parse import parse_network_policy
+from podwire.policy.world import NAME_LABEL, NodeView, PodView, World, make_world, view_pod
 
-NODE = "node-0"
-TCP, UDP = 6, 17
+NODE, NODE_ADDRESS = "node-0", "172.30.0.2"
 APPS = 10
 LOCAL = 110
+_NODES = 90
 
 
-def select(**labels: str) -> Selector:
-    return Selector(tuple(sorted(Expression(key, "In", (value,)) for key, value in labels.items())))
+def pod_address(i: int) -> str:
+    return str(IPv4Address(0x0AF40000 + i + 2))
 
 
-def namespace(name: str) -> Selector:
-    return Selector((Expression(NAME_LABEL, "In", (name,)),))
+def local_pods(pods: int) -> Iterator[int]:
+    """Which of them are on `NODE`, spread over namespaces and apps."""
+    step = max(1, pods // LOCAL)
+    return iter(range(0, min(pods, step * LOCAL), step))
+
+
+def raw_pod(i: int, namespaces: int, local: bool) -> dict[str, Any]:
+    port = {"name": "web", "protocol": "TCP", "containerPort": 8080}
+    return {
+        "metadata": {
+            "name": f"p{i}",
+            "namespace": f"ns{i % namespaces}",
+            "labels": {"app": f"a{i // namespaces % APPS}", "release": f"r{i % 3}"},
+        },
+        "spec": {
+            "nodeName": NODE if local else f"node-{1 + i % _NODES}",
+            "containers": [{"name": "c", "image": "nginx", "ports": [port]}],
+        },
+    }
+
+
+def raw_policy(i: int, namespaces: int) -> dict[str, Any]:
+    """Selects one app of a namespace and lets in two others, and a network by a named port."""
+    number = i // namespaces
+    neighbour = {"matchLabels": {NAME_LABEL: f"ns{(i + 7) % namespaces}"}}
+    peers = [
+        {"podSelector": _labels(app=f"a{(number + 1) % APPS}")},
+        {"podSelector": _labels(app="a3"), "namespaceSelector": neighbour},
+    ]
+    ports = [{"port": 8080}, {"protocol": "UDP", "port": 53}]
+    network = {"ipBlock": {"cidr": f"198.51.{i % 200}.0/24"}}
+    return _raw(
+        f"ns{i % namespaces}",
+        f"policy-{number}",
+        f"a{number % APPS}",
+        [{"from": peers, "ports": ports}, {"from": [network], "ports": [{"port": "web"}]}],
+    )
+
+
+def raw_one_more(i: int, pods: int, namespaces: int) -> dict[str, Any]:
+    """For the app of a pod of `NODE`: whoever carries a release may come, on a port of its own."""
+    chosen = [*local_pods(pods)][i % LOCAL]
+    pod = raw_pod(chosen, namespaces, local=True)["metadata"]
+    peer = {"podSelector": _labels(release="r1"), "namespaceSelector": {}}
+    rule = {"from": [peer], "ports": [{"port": 9000 + i}]}
+    return _raw(pod["namespace"], f"more-{i}", pod["labels"]["app"], [rule])
+
+
+def _labels(**labels: str) -> dict[str, Any]:
+    return {"matchLabels": labels}
+
+
+def _raw(namespace: str, name: str, app: str, rules: list[Any]) -> dict[str, Any]:
+    return {
+        "metadata": {"name": name, "namespace": namespace},
+        "spec": {"podSelector": _labels(app=app), "policyTypes": ["Ingress"], "ingress": rules},
+    }
+
+
+# --- what they mean -------------------------------------------------------------------------------
 
 
 def big_world(pods: int, namespaces: int) -> World:
-    """`LOCAL` of the pods are on `NODE`, spread over namespaces and apps."""
-    step = max(1, pods // LOCAL)
-    views = [
-        PodView(
-            Key(f"ns{i % namespaces}", f"p{i}"),
-            {"app": f"a{i // namespaces % APPS}", "release": f"r{i % 3}"},
-            (IPv4Address(0x0AF40000 + i + 2),),
-            NODE if i % step == 0 and i // step < LOCAL else f"node-{1 + i % 90}",
-            (ContainerPort("web", TCP, 8080),),
-        )
-        for i in range(pods)
-    ]
-    return make_world(views, nodes=[NodeView(NODE, {}, (IPv4Address("172.30.0.2"),))])
+    here = set(local_pods(pods))
+    views = []
+    for i in range(pods):
+        pod = msgspec.convert(raw_pod(i, namespaces, i in here), PeerPod)
+        view = view_pod(pod, [pod_address(i)])
+        assert view is not None
+        views.append(view)
+    return make_world(views, nodes=[NodeView(NODE, {}, (IPv4Address(NODE_ADDRESS),))])
 
 
 def big_policies(count: int, namespaces: int) -> list[Policy]:
-    """Each selects one app of a namespace and lets in two others, and a network by a named port."""
-    return [_policy(i, namespaces) for i in range(count)]
+    return [_parse(raw_policy(i, namespaces)) for i in range(count)]
 
 
-def _policy(i: int, namespaces: int) -> Policy:
-    home, number = f"ns{i % namespaces}", i // namespaces
-    ref = PolicyRef("NetworkPolicy", home, f"policy-{number}")
-    neighbour = namespace(f"ns{(i + 7) % namespaces}")
-    peers = (
-        PodsPeer(select(app=f"a{(number + 1) % APPS}"), home),
-        PodsPeer(select(app="a3"), namespaces=neighbour),
-    )
-    network = NetworkPeer(IPv4Network(f"198.51.{i % 200}.0/24"))
-    rules = (
-        Rule(
-            ref,
-            "ingress",
-            0,
-            peers=peers,
-            ports=(PortRange(TCP, 8080, 8080), PortRange(UDP, 53, 53)),
-        ),
-        Rule(ref, "ingress", 1, peers=(network,), ports=(NamedPort("web", TCP),)),
-    )
-    subject = PodsPeer(select(app=f"a{number % APPS}"), home)
-    return Policy(ref, Tier.NETWORK_POLICY, subject, rules, (), frozenset({"ingress"}))
+def one_more(i: int, pods: int, namespaces: int) -> Policy:
+    return _parse(raw_one_more(i, pods, namespaces))
 
 
-def one_more(i: int, namespaces: int) -> Policy:
-    """A policy more for an app: whoever carries a release may come, on a port of its own."""
-    home = f"ns{i % namespaces}"
-    ref = PolicyRef("NetworkPolicy", home, f"more-{i}")
-    peers = (PodsPeer(select(release="r1"), namespaces=EVERYTHING),)
-    ports = (PortRange(TCP, 9000 + i, 9000 + i),)
-    rule = Rule(ref, "ingress", 0, peers=peers, ports=ports)
-    subject = PodsPeer(select(app=f"a{i % APPS}"), home)
-    return Policy(ref, Tier.NETWORK_POLICY, subject, (rule,), (), frozenset({"ingress"}))
+def _parse(raw: dict[str, Any]) -> Policy:
+    return parse_network_policy(msgspec.convert(raw, NetworkPolicy))
 
 
 def stacked(count: int, client: str, server: str, port: int) -> tuple[World, list[Policy]]:
@@ -95,17 +117,7 @@ def stacked(count: int, client: str, server: str, port: int) -> tuple[World, lis
     ]
     policies = []
     for i in range(count):
-        ref = PolicyRef("NetworkPolicy", "x", f"policy-{i:04}")
         app = "client" if i == count - 1 else f"other-{i}"
-        rule = Rule(
-            ref,
-            "ingress",
-            0,
-            peers=(PodsPeer(select(app=app), "x"),),
-            ports=(PortRange(TCP, port, port),),
-        )
-        subject = PodsPeer(select(app="server"), "x")
-        policies.append(
-            Policy(ref, Tier.NETWORK_POLICY, subject, (rule,), (), frozenset({"ingress"}))
-        )
+        rule = {"from": [{"podSelector": _labels(app=app)}], "ports": [{"port": port}]}
+        policies.append(_parse(_raw("x", f"policy-{i:04}", "server", [rule])))
     return make_world(pods), policies

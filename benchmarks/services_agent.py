@@ -18,33 +18,25 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import gc
 import os
 import selectors
 import signal
 import socket
-import subprocess
 import sys
-import tempfile
 import threading
-import time
-from collections.abc import AsyncIterator, Iterator
+from functools import partial
 from ipaddress import IPv4Interface
 from pathlib import Path
 from typing import Any
 
-import msgspec
-import uvloop
-
 sys.path.insert(0, str(Path(__file__).parent))
 
+import nodeagent
 from lib import cpu_seconds, percentile, print_result, pss_bytes
 from podwire.agents.config import ServiceConfig
 from podwire.agents.services import ServiceAgent
-from podwire.apiserver.app import ApiServer, ServerConfig
-from podwire.client import Api, Endpoint, Informer
-from podwire.kernel import guard, libc, netns, userns
-from podwire.kernel.nfmonitor import NfMonitor
+from podwire.client import Api, Informer, PatchType
+from podwire.kernel import netns
 from podwire.kernel.requests import Address, Replace
 from podwire.kernel.rtnl import Rtnl, loopback_up
 from podwire.objects import kinds
@@ -60,51 +52,21 @@ from service_sizes import (
 )
 from services_cold import parse_size
 
-_IN_FLIGHT = 64
 _TARGETS = {"change_p50_ms": 3.0, "change_p99_ms": 10.0, "restart_s": 3.0}
 _CHURN_PER_S = 100
 
 
-# --- the two processes --------------------------------------------------------------------------
-
-
-async def serve_api(folder: Path) -> None:
-    config = ServerConfig(
-        folder / "store.db",
-        folder / "pki",
-        unix_socket=folder / "api.sock",
-        service_cidrs=(SERVICE_CIDR,),
-    )
-    server = ApiServer(config)
-    await server.start()
-    await asyncio.Event().wait()
-
-
 async def serve_agent(folder: Path) -> None:
-    """The Service part of a node agent; `synced` is a file that appears."""
-    async with Api(Endpoint(unix_socket=folder / "api.sock")) as api:
-        await api.wait_healthy(20.0)
+    """The Service part of a node agent."""
+    async with nodeagent.client(folder) as api:
         nodes: Informer[Node] = Informer(api, kinds.NODE)
         config = ServiceConfig((4,), (CLUSTER_CIDR,), (SERVICE_CIDR,))
-        agent = ServiceAgent(api, "node-0", config, nodes)
+        agent = ServiceAgent(api, nodeagent.NODE, config, nodes)
         async with asyncio.TaskGroup() as group:
             group.create_task(nodes.run())
             group.create_task(agent.run())
             await agent.synced.wait()
-            (folder / "synced").touch()
-
-
-@contextlib.contextmanager
-def process(role: str, folder: Path, pin: Path | None = None) -> Iterator[subprocess.Popen[bytes]]:
-    command = [sys.executable, __file__, "--serve", role, str(folder)]
-    if pin is not None:
-        command = ["nsenter", f"--net={pin}", "--", *command]
-    child = subprocess.Popen(command, env=os.environ | guard.environment())
-    try:
-        yield child
-    finally:
-        child.kill()
-        child.wait()
+            nodeagent.tell_synced(folder)
 
 
 # --- the client ---------------------------------------------------------------------------------
@@ -113,108 +75,32 @@ def process(role: str, folder: Path, pin: Path | None = None) -> Iterator[subpro
 async def fill(api: Api, size: Size) -> None:
     """Create every Service, then every slice."""
     await api.create(kinds.NAMESPACE, {"metadata": {"name": "bench"}})
-    node = {"metadata": {"name": "node-0"}}
-    await api.create(kinds.NODE, node)
-    status = {"status": {"addresses": [{"type": "InternalIP", "address": "172.30.0.2"}]}}
-    await api.patch(kinds.NODE, "node-0", status, subresource="status")
-    for kind, bodies in (
-        (kinds.SERVICE, (raw_service(n) for n in range(size.services))),
-        (
-            kinds.ENDPOINT_SLICE,
-            (s for n in range(size.services) for s in raw_slices(n, size.endpoints)),
-        ),
-    ):
-
-        async def work(kind: Any = kind, bodies: Any = bodies) -> None:
-            for body in bodies:
-                await api.create(kind, body, "bench")
-
-        async with asyncio.TaskGroup() as group:
-            for _ in range(_IN_FLIGHT):
-                group.create_task(work())
+    await nodeagent.create_node(api)
+    services = (raw_service(n) for n in range(size.services))
+    slices = (s for n in range(size.services) for s in raw_slices(n, size.endpoints))
+    await nodeagent.all_of(lambda raw: api.create(kinds.SERVICE, raw, "bench"), services)
+    await nodeagent.all_of(lambda raw: api.create(kinds.ENDPOINT_SLICE, raw, "bench"), slices)
 
 
-async def wait_file(path: Path, timeout_s: float) -> float:
-    began = time.perf_counter()
-    while not path.exists():
-        if time.perf_counter() - began > timeout_s:
-            raise SystemExit(f"{path}: did not appear in {timeout_s:g} s")
-        await asyncio.sleep(0.002)
-    return time.perf_counter() - began
-
-
-class Commits:
-    """When the agent's namespace saw its next transaction."""
-
-    def __init__(self, pin: Path) -> None:
-        fd = netns.open_pin(pin)
-        try:
-            self._monitor = NfMonitor.in_ns(fd)
-        finally:
-            os.close(fd)
-        self.times: list[float] = []
-        self.seen = asyncio.Event()
-        asyncio.get_running_loop().add_reader(self._monitor.fileno(), self._read)
-
-    def _read(self) -> None:
-        if self._monitor.read():
-            self.times.append(time.perf_counter())
-            self.seen.set()
-
-    def close(self) -> None:
-        asyncio.get_running_loop().remove_reader(self._monitor.fileno())
-        self._monitor.close()
-
-
-def changed_slice(number: int, size: Size, *, less: bool) -> bytes:
+async def patch_slice(api: Api, number: int, size: Size, *, less: bool) -> None:
     (piece,) = raw_slices(number, size.endpoints)
     if less:
         piece["endpoints"].pop()
-    return msgspec.json.encode({"endpoints": piece["endpoints"]})
-
-
-@contextlib.asynccontextmanager
-async def watching(api: Api) -> AsyncIterator[dict[str, float]]:
-    """When each slice's last event arrived here, by name."""
-    arrived: dict[str, float] = {}
-    _, version = await api.list(kinds.ENDPOINT_SLICE)
-
-    async def watch() -> None:
-        async for lines in api.watch_lines(kinds.ENDPOINT_SLICE, version):
-            now = time.perf_counter()
-            for line in lines:
-                at = line.find(b'"name":"s')
-                arrived[line[at + 8 : line.index(b'"', at + 8)].decode()] = now
-
-    task = asyncio.create_task(watch())
-    await asyncio.sleep(0.5)  # the watch is open; there is no event to wait for
-    try:
-        yield arrived
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
+    change = {"endpoints": piece["endpoints"]}
+    name = f"s{number}-0"
+    await api.patch(kinds.ENDPOINT_SLICE, name, change, "bench", patch_type=PatchType.MERGE)
 
 
 async def changes(api: Api, pin: Path, size: Size, count: int) -> dict[str, float]:
     """One endpoint more or less of one Service at a time."""
-    commits = Commits(pin)
+    commits = nodeagent.Commits(pin)
     from_event, from_answer = [], []
-    async with watching(api) as arrived:
+    async with nodeagent.watching(api, kinds.ENDPOINT_SLICE) as arrived:
         for turn in range(count):
             number = turn * 37 % size.services
-            name = f"s{number}-0"
-            body = changed_slice(number, size, less=(turn // size.services) % 2 == 0)
-            commits.seen.clear()
-            before = len(commits.times)
-            path = kinds.ENDPOINT_SLICE.path("bench", name)
-            await api.request("PATCH", path, body=body, content_type="application/merge-patch+json")
-            answered = time.perf_counter()
-            await asyncio.wait_for(commits.seen.wait(), 5)
-            # Up to three transactions: the last one within a few milliseconds counts.
-            await asyncio.sleep(0.01)
-            done = commits.times[-1]
-            assert len(commits.times) > before
-            from_event.append((done - arrived[name]) * 1000)
+            less = (turn // size.services) % 2 == 0
+            answered, done = await commits.after(patch_slice(api, number, size, less=less))
+            from_event.append((done - arrived[f"s{number}-0"]) * 1000)
             from_answer.append((done - answered) * 1000)
     commits.close()
     return {
@@ -232,9 +118,7 @@ async def churn(api: Api, pid: int, size: Size, seconds: int) -> dict[str, float
     began, before = loop.time(), cpu_seconds([pid])
     for turn in range(seconds * _CHURN_PER_S):
         number = turn * 41 % size.services
-        body = changed_slice(number, size, less=turn % 2 == 0)
-        path = kinds.ENDPOINT_SLICE.path("bench", f"s{number}-0")
-        await api.request("PATCH", path, body=body, content_type="application/merge-patch+json")
+        await patch_slice(api, number, size, less=turn % 2 == 0)
         await asyncio.sleep(max(0.0, began + (turn + 1) / _CHURN_PER_S - loop.time()))
     took = loop.time() - began
     return {
@@ -314,9 +198,9 @@ async def restart(folder: Path, pin: Path, size: Size, agent: Any) -> dict[str, 
     await asyncio.sleep(0.5)
     agent.send_signal(signal.SIGKILL)
     agent.wait()
-    (folder / "synced").unlink()
-    with process("agent", folder, pin):
-        in_sync = await wait_file(folder / "synced", 60)
+    nodeagent.forget_synced(folder)
+    with nodeagent.process("agent", folder, pin):
+        in_sync = await nodeagent.wait_synced(folder, 60)
         await asyncio.sleep(0.5)
         client.stopping.set()
         client.join()
@@ -328,14 +212,13 @@ async def restart(folder: Path, pin: Path, size: Size, agent: Any) -> dict[str, 
     }
 
 
-async def measure(folder: Path, pin: Path, args: argparse.Namespace) -> dict[str, Any]:
+async def measure(args: argparse.Namespace, folder: Path, pin: Path) -> dict[str, Any]:
     size = parse_size(args.size)
-    with process("api", folder):
-        async with Api(Endpoint(unix_socket=folder / "api.sock")) as api:
-            await api.wait_healthy(20.0)
+    with nodeagent.process("api", folder):
+        async with nodeagent.client(folder) as api:
             await fill(api, size)
-            with process("agent", folder, pin) as agent:
-                cold = await wait_file(folder / "synced", 60)
+            with nodeagent.process("agent", folder, pin) as agent:
+                cold = await nodeagent.wait_synced(folder, 60)
                 await asyncio.sleep(1.0)
                 figures: dict[str, Any] = {"size": str(size), "start_to_synced_s": round(cold, 2)}
                 figures["change"] = await changes(api, pin, size, args.changes)
@@ -350,24 +233,11 @@ def main() -> None:
     parser.add_argument("--size", default="10000x10")
     parser.add_argument("--changes", type=int, default=500)
     parser.add_argument("--churn", type=int, default=20, help="seconds")
-    parser.add_argument("--serve", nargs=2, metavar=("ROLE", "FOLDER"), help=argparse.SUPPRESS)
+    nodeagent.add_role(parser)
     args = parser.parse_args()
     if args.serve:
-        libc.set_pdeathsig(9)
-        role, folder = args.serve[0], Path(args.serve[1])
-        # As every component of a lab has it (lab/components.py).
-        gc.freeze()
-        gc.set_threshold(20_000, 20, 50)
-        uvloop.run(serve_api(folder) if role == "api" else serve_agent(folder))
-        return
-    userns.unshare_as_root(libc.CLONE_NEWNET | libc.CLONE_NEWNS)
-    libc.mount("podwire", "/mnt", "tmpfs", data="mode=0700")
-    with tempfile.TemporaryDirectory(prefix="pwb-", dir="/tmp") as home:
-        pin = Path("/mnt/node-0")
-        with netns.creating(pin):
-            pass
-        figures = uvloop.run(measure(Path(home), pin, args))
-    print_result("services_agent", **figures, targets=_TARGETS)
+        nodeagent.serve(args.serve[0], Path(args.serve[1]), SERVICE_CIDR, serve_agent)
+    print_result("services_agent", **nodeagent.run(partial(measure, args)), targets=_TARGETS)
 
 
 if __name__ == "__main__":

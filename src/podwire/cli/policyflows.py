@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import click
 
 from podwire.cli.output import lab_option, output_option, print_structured, print_table
+from podwire.cli.static import Choices, read_files
 from podwire.policy.flowdocument import FlowLogDocument, clock
 from podwire.policy.flowlog import FlowRecord, Said
 
@@ -23,9 +26,17 @@ def live_flows(lab: str | None) -> tuple[FlowLogDocument, str]:
 
 @click.command()
 @click.option("--denied", is_flag=True, help="Only connections that were denied.")
+@click.option(
+    "-f",
+    "--filename",
+    "files",
+    multiple=True,
+    metavar="PATH",
+    help="Manifests of the policies, to tell file and line of each rule.",
+)
 @lab_option
 @output_option
-def flows(denied: bool, lab: str | None, output: str) -> None:
+def flows(denied: bool, files: Sequence[str], lab: str | None, output: str) -> None:
     """Tell which connections the nodes saw, and which rule decided.
 
     What was denied is always noted; what passed after `policy observe on`, and while policies are
@@ -34,14 +45,18 @@ def flows(denied: bool, lab: str | None, output: str) -> None:
     document, _ = live_flows(lab)
     if denied:
         document.records = tuple(r for r in document.records if r.verdict == "denied")
+    if files:
+        from podwire.explain.liveflows import find_places
+
+        document.places = find_places(document, read_files(files, Choices()).origins)
     if print_structured(document, output):
         return
-    print_table("Flows", _COLUMNS, [_row(record) for record in document.records])
+    print_table("Flows", _COLUMNS, [_row(r, document.places) for r in document.records])
     for doubt in document.doubts():
         click.echo(f"note: {doubt}", err=True)
 
 
-def _row(record: FlowRecord) -> list[str]:
+def _row(record: FlowRecord, places: Mapping[str, str]) -> list[str]:
     port = f"{record.protocol} {record.port}" if record.port else record.protocol
     return [
         clock(record.last_seen),
@@ -50,22 +65,28 @@ def _row(record: FlowRecord) -> list[str]:
         port,
         record.verdict,
         str(record.count),
-        _why(record),
+        _why(record, places),
     ]
 
 
-def _why(record: FlowRecord) -> str:
+def _why(record: FlowRecord, places: Mapping[str, str]) -> str:
     """Of a denial the direction that denies, of what passed the rules it rests on."""
     said = [("egress", record.egress), ("ingress", record.ingress)]
     if record.verdict == "denied":
-        return "; ".join(_denial(name, each) for name, each in said if each.verdict == "denied")
-    return "; ".join(f"{name}: {each.rule}" for name, each in said if each.rule)
+        denied = [(name, each) for name, each in said if each.verdict == "denied"]
+        return "; ".join(f"{name}: {_denial(each, places)}" for name, each in denied)
+    return "; ".join(f"{name}: {_placed(each.rule, places)}" for name, each in said if each.rule)
 
 
-def _denial(direction: str, said: Said) -> str:
-    who = said.rule or f"isolated by {', '.join(said.isolating)}"
-    near = f"; nearest {said.nearest}: {', '.join(said.differs)}" if said.nearest else ""
-    return f"{direction}: {who}{near}"
+def _denial(said: Said, places: Mapping[str, str]) -> str:
+    isolating = ", ".join(_placed(each, places) for each in said.isolating)
+    who = _placed(said.rule, places) if said.rule else f"isolated by {isolating}"
+    nearest = f"; nearest {_placed(said.nearest, places)}: {', '.join(said.differs)}"
+    return who + (nearest if said.nearest else "")
+
+
+def _placed(name: str, places: Mapping[str, str]) -> str:
+    return f"{name} ({places[name]})" if name in places else name
 
 
 @click.command()

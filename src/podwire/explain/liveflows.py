@@ -6,6 +6,7 @@ import asyncio
 
 from podwire.client import Api
 from podwire.explain.nodes import ask_nodes, ready_nodes
+from podwire.explain.staticworld import Origins
 from podwire.objects import kinds
 from podwire.objects.core import Node
 from podwire.policy.flowdocument import FlowLogDocument, merge_documents
@@ -18,6 +19,13 @@ async def read_flows(api: Api) -> FlowLogDocument:
     silent = {node: answer for node, answer in answers.items() if isinstance(answer, str)}
     told = [answer for answer in answers.values() if isinstance(answer, FlowLogDocument)]
     return merge_documents(told, silent)
+
+
+def find_places(document: FlowLogDocument, origins: Origins) -> dict[str, str]:
+    """`file:line` of the policies and rules the records name, of those the manifests have."""
+    named = {name for record in document.records for name in record.named()}
+    found = {name: origins.find(name) for name in sorted(named)}
+    return {name: place for name, place in found.items() if place}
 
 
 async def observe(api: Api, on: bool) -> list[str]:

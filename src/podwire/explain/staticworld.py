@@ -63,6 +63,14 @@ class Origins:
         document = self.documents.get(ref)
         return document.line_of(path) if document is not None else ""
 
+    def find(self, said: str) -> str:
+        """The same for what a flow log names: `KIND name`, or that and a rule's path."""
+        for ref, document in self.documents.items():
+            name, _, rule = said.partition(str(ref))
+            if not name and rule[:1] in ("", " "):
+                return document.line_of(rule.strip().partition(" ")[0])
+        return ""
+
     def tell(self, rule: Rule) -> str:
         """The rule in words, with its place where there is one."""
         place = self.of(rule.policy, rule.path)

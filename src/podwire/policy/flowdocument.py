@@ -26,7 +26,8 @@ class FlowLogDocument(msgspec.Struct, rename="camel"):
 
     `lost` packets were never seen, `forgotten` records made room for others; None: nobody says.
     `passed` False: only what was denied was noted. `since` and `until` are seconds since the epoch;
-    from `since` on all `nodes` watched.
+    from `since` on all `nodes` watched. `places` are `file:line` of the policies and rules that
+    records name, by what they are called there, as far as somebody knows the manifests.
     """
 
     api_version: str = API_VERSION
@@ -39,6 +40,7 @@ class FlowLogDocument(msgspec.Struct, rename="camel"):
     lost: int | None = None
     forgotten: int | None = None
     records: tuple[FlowRecord, ...] = ()
+    places: Mapping[str, str] = {}
 
     @property
     def first_seen(self) -> float | None:

@@ -62,6 +62,10 @@ class Said(msgspec.Struct, frozen=True, omit_defaults=True, rename="camel"):
     nearest: str = ""
     differs: tuple[str, ...] = ()
 
+    def named(self) -> Iterator[str]:
+        """The policies and rules it speaks of."""
+        yield from filter(None, (self.rule, *self.isolating, self.nearest))
+
 
 class FlowRecord(msgspec.Struct, omit_defaults=True, rename="camel"):
     """`staged` is what it would be with the staged policies; "" where there are none. Where that is
@@ -82,6 +86,12 @@ class FlowRecord(msgspec.Struct, omit_defaults=True, rename="camel"):
     count: int = 0
     first_seen: float = 0.0
     last_seen: float = 0.0
+
+    def named(self) -> Iterator[str]:
+        """The policies and rules it speaks of."""
+        yield from self.egress.named()
+        yield from self.ingress.named()
+        yield from self.staged_by
 
 
 class FlowLog:
