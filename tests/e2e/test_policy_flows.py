@@ -120,7 +120,9 @@ def world(request: pytest.FixtureRequest, tools: Any) -> Iterator[World]:
 
 
 @pytest.mark.rootless
-def test_flows_tell_who_decided_and_what_almost_did(world: World, tools: Any) -> None:
+def test_flows_tell_who_decided_and_what_almost_did(
+    world: World, tools: Any, tmp_path: Path
+) -> None:
     world.apply(DB)
     assert not world.reaches("shop/web", "shop/db")
     assert not world.reaches("shop/api", "shop/db", 9090)
@@ -140,6 +142,12 @@ def test_flows_tell_who_decided_and_what_almost_did(world: World, tools: Any) ->
     table = world.policy("flows", "--denied")
     assert "isolated by NetworkPolicy shop/db; nearest NetworkPolicy shop/db" in table.stdout
     assert "podwire policy observe on" in table.stderr
+    (tmp_path / "db.yaml").write_text(DB.lstrip())
+    table = world.policy("flows", "--denied", "-f", tmp_path)
+    rule = f"NetworkPolicy shop/db spec.ingress[0] ({tmp_path}/db.yaml:6)"
+    assert f"isolated by NetworkPolicy shop/db ({tmp_path}/db.yaml:1); nearest {rule}" in (
+        " ".join(table.stdout.split())
+    )
 
     world.policy("observe", "on")
     tools.wait(lambda: json.loads(world.policy("flows", "-o", "json").stdout)["passed"])
