@@ -12,7 +12,8 @@ import pytest
 
 from podwire.errors import HostNamespaceError, KernelError
 from podwire.kernel import nft
-from podwire.kernel.nflog import LoggedPacket, NfLog
+from podwire.kernel.copied import CopiedPacket
+from podwire.kernel.nflog import NfLog
 from podwire.kernel.rtnl import Rtnl, loopback_up
 
 RULES = """
@@ -38,8 +39,8 @@ def _send(sock: socket.socket, where: tuple[str, int]) -> None:
         sock.sendto(b"x", where)
 
 
-def _collect(log: NfLog, count: int) -> list[LoggedPacket]:
-    found: list[LoggedPacket] = []
+def _collect(log: NfLog, count: int) -> list[CopiedPacket]:
+    found: list[CopiedPacket] = []
     end = time.monotonic() + 5
     while len(found) < count and time.monotonic() < end:
         select.select([log], [], [], 1)

@@ -57,7 +57,7 @@ class PolicyAgent:
         self.kernel = PolicyBackend(self.state)
         self.watchers = Watchers()
         self.sources = PolicySources(
-            api, node_name, nodes, self.state, self._changed, self.watchers.moved
+            api, node_name, nodes, self.state, self._changed, self._commit_now, self.watchers.moved
         )
         self.cutter = FlowCutter(node_name, config.families, self.sources.verdicts)
         self.notes = FlowNotes(node_name, self.sources)
@@ -161,13 +161,16 @@ class PolicyAgent:
         while True:
             await self._wake.wait()
             self._wake.clear()
-            try:
-                if not self.kernel.whole:
-                    self.mended += 1
-                self._commit()
-                self._refused_s = 0.0
-            except KernelError as error:
-                self._retry_later(error)
+            self._commit_now()
+
+    def _commit_now(self) -> None:
+        try:
+            if not self.kernel.whole:
+                self.mended += 1
+            self._commit()
+            self._refused_s = 0.0
+        except KernelError as error:
+            self._retry_later(error)
 
     def _retry_later(self, error: KernelError) -> None:
         """The former state stays in force; all of it is made anew, and ever rarer."""
@@ -214,10 +217,11 @@ class PolicyAgent:
         """Have noted what somebody wants to know; without it policies are enforced all the same."""
         self._asked = self.sources.asked
         try:
-            names = self.sources.want_names()
-            self.observer.want(passed=self.sources.observed, answers=names)
+            names = self.sources.domain_names()
+            answers = self.observer.want(passed=self.sources.observed, answers=bool(names))
+            self.sources.names.want(names, answers)
         except KernelError as error:
-            _LOG.error("policies: nothing is observed: %s", error)
+            _LOG.error("policies: not observed, domainNames have no addresses: %s", error)
 
     def _denied(self, since: float) -> None:
         """What a change of policies denies has ended."""

@@ -17,8 +17,9 @@ from typing import Final, Protocol
 
 from podwire.errors import KernelError
 from podwire.kernel.conntrack import Conntrack
+from podwire.kernel.copied import CopiedPacket
 from podwire.kernel.flows import Flow
-from podwire.kernel.nflog import LoggedPacket, NfLog
+from podwire.kernel.nflog import NfLog
 from podwire.policy.evaluate import Decision
 from podwire.policy.flowlog import FlowLog, Seen
 from podwire.policy.nftables import POLICY_LOG
@@ -168,6 +169,6 @@ class FlowNotes:
             self._reader = None
 
 
-def _seen(packet: LoggedPacket, passed: bool) -> Seen:
+def _seen(packet: CopiedPacket, passed: bool) -> Seen:
     port = 0 if packet.protocol in _ICMP else packet.dport
     return Seen(packet.src, packet.dst, packet.protocol, port, passed)

@@ -1,6 +1,7 @@
 """Which addresses the domain names of policies have: DNS answers to this node's pods are read.
 
-    `log group` on answers from cluster DNS -> NfLog -> policy.names -> NodePolicies
+    answers from cluster DNS, held (`queue`) -> NfQueue -> policy.names -> kernel -> they go on
+                     or copied (`log group`) -> NfLog   -> policy.names -> kernel
 
 It runs only while a policy speaks of a domain name. Answers of anybody but cluster DNS count for
 nothing: two pods could else agree on what a name means. Over TCP nothing is read: what does not fit
@@ -16,59 +17,61 @@ from typing import Final
 
 from podwire.errors import KernelError
 from podwire.kernel.nflog import NfLog
+from podwire.kernel.nfqueue import NfQueue
 from podwire.policy.names import NameTable, addresses_of
+from podwire.policy.nftables import NAMES_LOG, NAMES_QUEUE
+from podwire.policy.observing import Answers
 
 _LOG = logging.getLogger(__name__)
-_SNAPLEN: Final = 1500
+_COPIED: Final = 1500
 _UDP: Final = 17
 _UDP_HEADER: Final = 8
 
 
 class NameWatch:
     """`trusts` says whether an address (packed) is cluster DNS; `changed` is called when the
-    addresses of a name did."""
+    addresses of a name did, and has them in force when it returns."""
 
-    def __init__(
-        self, group: int, trusts: Callable[[bytes], bool], changed: Callable[[], None]
-    ) -> None:
-        self._group = group
+    def __init__(self, trusts: Callable[[bytes], bool], changed: Callable[[], None]) -> None:
         self._trusts = trusts
         self._changed = changed
-        self._log: NfLog | None = None
+        self._reader: NfLog | NfQueue | None = None
         self._timer: asyncio.TimerHandle | None = None
         self.table = NameTable()
 
-    def want(self, patterns: Iterable[str]) -> None:
-        """`KernelError` where packets cannot be logged: then no name has an address."""
-        wanted = set(patterns)
-        fell_away = self.table.want(wanted)
-        if wanted and self._log is None:
-            self._log = NfLog(self._group, _SNAPLEN)
-            asyncio.get_running_loop().add_reader(self._log.fileno(), self._read)
-        elif not wanted:
+    def want(self, patterns: Iterable[str], answers: Answers) -> None:
+        """`KernelError` where packets cannot be read: then no name has an address."""
+        fell_away = self.table.want(set(patterns))
+        if answers == "ignored":
             self.close()
+        elif self._reader is None:
+            held = answers == "held"
+            self._reader = (
+                NfQueue(NAMES_QUEUE, _COPIED) if held else NfLog(NAMES_LOG, _COPIED, at_once=True)
+            )
+            asyncio.get_running_loop().add_reader(self._reader.fileno(), self._read)
         if fell_away:
             self._changed()
 
     @property
     def lost(self) -> int:
-        return self._log.lost if self._log is not None else 0
+        return self._reader.lost if isinstance(self._reader, NfLog) else 0
 
     def _read(self) -> None:
-        assert self._log is not None
+        assert self._reader is not None
         now = asyncio.get_running_loop().time()
         try:
-            packets = self._log.read()
+            changed = False
+            for packet in self._reader.read():
+                if packet.protocol == _UDP and self._trusts(packet.src):
+                    answers = addresses_of(packet.transport[_UDP_HEADER:])
+                    changed = self.table.learn(answers, now) or changed
+            if changed:
+                self._changed()
+            if isinstance(self._reader, NfQueue):
+                self._reader.release()
         except KernelError as error:
             _LOG.warning("policies: DNS answers: %s", error)
-            return
-        changed = False
-        for packet in packets:
-            if packet.protocol == _UDP and self._trusts(packet.src):
-                answers = addresses_of(packet.transport[_UDP_HEADER:])
-                changed = self.table.learn(answers, now) or changed
-        if changed:
-            self._changed()
         self._schedule()
 
     def _schedule(self) -> None:
@@ -89,7 +92,7 @@ class NameWatch:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if self._log is not None:
-            asyncio.get_running_loop().remove_reader(self._log.fileno())
-            self._log.close()
-            self._log = None
+        if self._reader is not None:
+            asyncio.get_running_loop().remove_reader(self._reader.fileno())
+            self._reader.close()
+            self._reader = None

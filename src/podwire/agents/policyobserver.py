@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from podwire.errors import KernelError
 from podwire.kernel.nft import Nft
-from podwire.policy.observing import render_observation
+from podwire.policy.observing import Answers, render_observation
 
 
 class Observer:
@@ -19,16 +20,35 @@ class Observer:
         self._pods = pods
         self._nft = Nft()
         self._stands: tuple[bool, bool] | None = None
+        self._holds = True
+        """Whether the kernel can have packets wait, as far as is known."""
 
-    def want(self, *, passed: bool, answers: bool) -> None:
-        """The first time replaces what an agent before left."""
-        if self._stands == (passed, answers):
-            return
-        self._stands = None
+    def want(self, *, passed: bool, answers: bool) -> Answers:
+        """What becomes of DNS answers. The first time replaces what an agent before left."""
+        if self._stands != (passed, answers):
+            self._stands = None
+            self._apply(passed, answers)
+            self._stands = passed, answers
+        return self._answers(answers)
+
+    def _answers(self, wanted: bool) -> Answers:
+        if not wanted:
+            return "ignored"
+        return "held" if self._holds else "copied"
+
+    def _apply(self, passed: bool, answers: bool) -> None:
+        try:
+            self._render(passed, self._answers(answers))
+        except KernelError:
+            if not answers or not self._holds:
+                raise
+            self._holds = False
+            self._render(passed, self._answers(answers))
+
+    def _render(self, passed: bool, answers: Answers) -> None:
         for version in self._families:
             text = render_observation(version, self._pods, passed=passed, answers=answers)
             self._nft.apply(text)
-        self._stands = passed, answers
 
     @property
     def passed(self) -> bool:

@@ -17,13 +17,12 @@ from typing import Any, Final
 
 from podwire.agents.policynames import NameWatch
 from podwire.client import Api, Change, EventRecorder, Informer
-from podwire.errors import KernelError, PolicyError
+from podwire.errors import PolicyError
 from podwire.objects import kinds
 from podwire.objects.core import Namespace, Node, Pod
 from podwire.objects.meta import Key, Kind, Object
 from podwire.objects.policy import ClusterPolicy, NetworkPolicy, PeerPod
 from podwire.policy.model import OBSERVE_ANNOTATION, STAGE_ANNOTATION, DomainPeer, Policy, PolicyRef
-from podwire.policy.nftables import NAMES_LOG
 from podwire.policy.nodepolicies import NodePolicies
 from podwire.policy.parse import parse_network_policy
 from podwire.policy.parse_cluster import parse_cluster_policy
@@ -63,7 +62,8 @@ class Standing:
 
 class PolicySources:
     """`touched` are policies that changed since somebody took them; `changed` is called after
-    every change of anything, `moved` after everything that was heard."""
+    every change of anything, `commit` where somebody waits for it to be in force, `moved` after
+    everything that was heard."""
 
     def __init__(
         self,
@@ -72,12 +72,14 @@ class PolicySources:
         nodes: Informer[Node],
         state: NodePolicies,
         changed: Callable[[], None],
+        commit: Callable[[], None],
         moved: Callable[[], None],
     ) -> None:
         self._name = node_name
         self._nodes = nodes
         self._state = state
         self._changed = changed
+        self._commit = commit
         self._moved = moved
         self._informers: dict[str, Informer[Any]] = {
             # A cluster may lack the definitions of the policy group.
@@ -91,7 +93,7 @@ class PolicySources:
         self._world = LiveWorld()
         self._staged_namespaces: set[str] = set()
         self._admitted: dict[Key, tuple[str, PodView]] = {}
-        self.names = NameWatch(NAMES_LOG, self._is_dns, self._names_changed)
+        self.names = NameWatch(self._is_dns, self._names_changed)
         self.standing: dict[PolicyRef, Standing] = {}
         self.progress: Progress[PolicyRef] = Progress()
         self.touched: set[PolicyRef] = set()
@@ -307,10 +309,11 @@ class PolicySources:
     def _names_changed(self) -> None:
         self._state.set_names(self.names.table.names)
         self._changed()
+        self._commit()
 
-    def want_names(self) -> bool:
-        """Have the domain names policies speak of followed; whether there are any."""
-        patterns = {
+    def domain_names(self) -> set[str]:
+        """Those policies speak of."""
+        return {
             peer.name
             for standing in self.standing.values()
             if standing.policy is not None
@@ -318,11 +321,6 @@ class PolicySources:
             for peer in rule.peers or ()
             if isinstance(peer, DomainPeer)
         }
-        try:
-            self.names.want(patterns)
-        except KernelError as error:
-            _LOG.error("policies: domainNames have no addresses: %s", error)
-        return bool(patterns)
 
     def _tell(self, ref: PolicyRef, obj: Object, reason: str, message: str) -> None:
         """Only one node tells: all of them find the same problem."""

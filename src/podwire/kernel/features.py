@@ -44,6 +44,7 @@ class Features(Struct, frozen=True):
     netem: bool = False
     nft: bool = False
     nft_nat: bool = False
+    nft_queue: bool = False
     flowtable: bool = False
     iptables: bool = False
     iptables_recent: bool = False
@@ -73,6 +74,7 @@ EXPLAIN: Final[dict[str, str]] = {
     "netem": "no netem queueing: `link ... delay` is refused; load the module sch_netem",
     "nft": "no nftables: neither Services nor policies work; install nftables, load nf_tables",
     "nft_nat": "no NAT in nftables: Services do not work; load nft_nat and nft_masq",
+    "nft_queue": "no queues in nftables: pods have DNS answers before policies; load nft_queue",
     "flowtable": "no flowtables: forwarding has no fast path; load the module nf_flow_table",
     "iptables": "no usable iptables: --service-proxy iptables is refused; install iptables",
     "iptables_recent": "no xt_recent: with --service-proxy iptables, sessionAffinity is not kept",
@@ -96,6 +98,10 @@ _NAT_TABLE: Final = """
 table ip p {
   chain out { type nat hook postrouting priority 100; masquerade; }
   chain in { type nat hook prerouting priority -100; tcp dport 1 dnat to 127.0.0.1; }
+}"""
+_QUEUE_TABLE: Final = """
+table inet p {
+  chain c { type filter hook forward priority 0; udp sport 53 queue flags bypass to 1; }
 }"""
 _FLOW_TABLE: Final = """
 table inet q {
@@ -181,6 +187,7 @@ def _probe_everything() -> Features:
             netem=_qdisc("netem"),
             nft=_nft("add table inet p"),
             nft_nat=_nft(_NAT_TABLE),
+            nft_queue=_nft(_QUEUE_TABLE),
             flowtable=_nft(_FLOW_TABLE),
             iptables=(flavour := iptables.working_flavour()) is not None,
             iptables_recent=flavour is not None and iptables.has_recent(flavour),

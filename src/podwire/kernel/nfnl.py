@@ -148,6 +148,18 @@ class NfSocket(Handle):
                 found.append(got_body)
         return found
 
+    def _configure(self, kind: int, resource: int, body: bytes, likely: str) -> None:
+        """One request whose answer only says whether it was done; `likely` is why it was not, where
+        the kernel has no words."""
+        seq = self._next_seq()
+        flags = nl.NLM_F_REQUEST | nl.NLM_F_ACK
+        request = message(kind, flags, seq, socket.AF_UNSPEC, body, resource)
+        for _got, got_flags, got_seq, got_body in self._exchange(request):
+            if got_seq == seq:
+                code, words = decode.error_of(got_flags, got_body)
+                if code:
+                    raise KernelError(f"{self.what}: {words or likely}", errno=code)
+
     def _generation(self) -> tuple[int, int]:
         """(the ruleset's generation, the calling thread's number in the initial pid namespace)."""
         (answer,) = self._ask(_GETGEN, 0, b"")

@@ -67,6 +67,8 @@ _CLASS_MASK: Final = f"0x{MAX_CLASS << CLASS_SHIFT:08x}"
 POLICY_LOG: Final = 20567
 NAMES_LOG: Final = 20568
 """The nflog groups packets that open connections, and DNS answers, are told to."""
+NAMES_QUEUE: Final = 20568
+"""Where DNS answers wait, if the kernel can have them wait."""
 
 Number: TypeAlias = int
 

@@ -12,12 +12,12 @@ from podwire.policy.observing import PASSED, is_denied, is_passed, render_observ
 @pytest.mark.parametrize("version", [4, 6])
 def test_nothing_is_left_when_nothing_is_wanted(version: int) -> None:
     family = {4: "ip", 6: "ip6"}[version]
-    text = render_observation(version, "veth*", passed=False, answers=False)
+    text = render_observation(version, "veth*", passed=False, answers="ignored")
     assert text == f"table {family} podwire-observe\ndelete table {family} podwire-observe\n"
 
 
 def test_chains_are_those_of_the_registry() -> None:
-    text = render_observation(4, "veth*", passed=True, answers=True)
+    text = render_observation(4, "veth*", passed=True, answers="copied")
     own = [hook for hook in hooks.OBSERVE if hook.family == "ip"]
     assert all(hook.render() in text for hook in own)
     assert text.count("policy accept") == len(own)
@@ -26,9 +26,15 @@ def test_chains_are_those_of_the_registry() -> None:
 
 
 def test_only_what_is_wanted() -> None:
-    assert "sport 53" not in render_observation(4, "", passed=True, answers=False)
-    assert "ct state new" not in render_observation(4, "", passed=False, answers=True)
-    assert "ifname" not in render_observation(4, "", passed=True, answers=True)
+    assert "sport 53" not in render_observation(4, "", passed=True, answers="ignored")
+    assert "ct state new" not in render_observation(4, "", passed=False, answers="copied")
+    assert "ifname" not in render_observation(4, "", passed=True, answers="copied")
+
+
+def test_answers_are_held_where_the_kernel_can() -> None:
+    text = render_observation(6, "veth*", passed=False, answers="held")
+    assert text.count("udp sport 53 ct direction reply queue flags bypass to 20568") == 2
+    assert "log" not in text
 
 
 def test_prefixes_tell_what_became_of_a_packet() -> None:
