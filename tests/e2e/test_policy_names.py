@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from podwire.kernel.features import probe
 from podwire.lab import Lab
 
 PODWIRE = (sys.executable, "-m", "podwire")
@@ -22,6 +23,8 @@ www.example.com. A 203.0.113.10
 alias.example.com. CNAME www.example.com.
 api.example.org. A 203.0.113.10
 """
+FRESH = [f"203.0.113.{100 + i}" for i in range(8)]
+ZONE += "".join(f"h{i}.example.com. A {address}\n" for i, address in enumerate(FRESH))
 MANIFEST = """
 apiVersion: v1
 kind: Pod
@@ -51,6 +54,16 @@ try:
     print("connected")
 except OSError as error:
     print(type(error).__name__)
+"""
+
+
+ASK_AND_CONNECT = """
+import socket, time
+for i in range(8):
+    address = socket.gethostbyname(f"h{i}.example.com.")
+    began = time.monotonic()
+    socket.create_connection((address, 8000), 5).close()
+    print(time.monotonic() - began)
 """
 
 
@@ -87,6 +100,18 @@ def test_only_names_the_policy_speaks_of(lab: Lab) -> None:
     assert _connects(lab, "client", "alias.example.com")
     assert _connects(lab, "client", "203.0.113.10"), "the name's address is the name"
     assert not _connects(lab, "client", "www.example.com", 8001)
+
+
+def test_whoever_was_told_an_address_reaches_it(lab: Lab) -> None:
+    """At once where the kernel lets answers wait, else when TCP tries again."""
+    add = "; ".join(f"ip addr add {address}/32 dev lo" for address in FRESH)
+    words = ["exec", "--lab", lab.name, "outside", "--", "sh", "-c", add]
+    subprocess.run([*PODWIRE, *words], check=True)
+    words = ["exec", "--lab", lab.name, "client", "--", "python3", "-c", ASK_AND_CONNECT]
+    done = subprocess.run([*PODWIRE, *words], capture_output=True, text=True, check=False)
+    took = [float(line) for line in done.stdout.split()]
+    assert len(took) == len(FRESH), done.stderr
+    assert max(took) < (0.9 if probe().nft_queue else 3.5), took
 
 
 def test_an_agent_that_was_killed_learns_anew(lab: Lab, tools: Any) -> None:
