@@ -24,6 +24,7 @@ from podwire.dns.index import POD, SVC, Index, PodMode, Target
 from podwire.dns.names import (
     Labels,
     canonical,
+    dashed,
     is_reverse,
     labels_of,
     name_of,
@@ -348,9 +349,13 @@ class Zone:
             return self._unknown(zone, root)
         if len(below) == 1:
             return self._empty(zone, root)
-        address = _spelt_address(_text(below[0]))
-        if address is None or (
-            mode == PodMode.VERIFIED and not self.index.pod_running(namespace, address)
+        label = _text(below[0])
+        address = _spelt_address(label)
+        if address is None:
+            return self._unknown(zone, root)
+        # A pod has one name, which its changes touch: other spellings of its address are none.
+        if mode == PodMode.VERIFIED and not (
+            label == dashed(address) and self.index.pod_running(namespace, address)
         ):
             return self._unknown(zone, root)
         records = self._addresses(name_of(labels), (address,), rtype)

@@ -375,6 +375,20 @@ def test_serve_dns_mode_verified(name: str) -> None:
     check(serve_world(ZoneOptions(pods=PodMode.VERIFIED)), MODE_VERIFIED[name])
 
 
+def test_a_pods_address_has_one_spelling_where_it_is_verified() -> None:
+    """As CoreDNS compares it, as text; another would outlive the pod, which is told of as one."""
+    this = pod("podns", "six", "fd00::1")
+    world = World(
+        namespaces=("podns",), pods=(this,), options=ZoneOptions(pods=PodMode.VERIFIED)
+    )
+    name, other = "fd00--1.podns.pod.cluster.local.", "fd00-0-0-0-0-0-0-1.podns.pod.cluster.local."
+    check(world, Row(f"{name} AAAA", answer=f"{name} 5 IN AAAA fd00::1"))
+    check(world, nxdomain(f"{other} AAAA"))
+    world.answers.evict(world.index.set_pod(this.key, this, None))
+    for each in (name, other):
+        check(world, nxdomain(f"{each} AAAA"))
+
+
 APEX = {
     "SOA": Row("cluster.local. SOA", answer=SOA),
     "HINFO": nodata("cluster.local. HINFO"),
