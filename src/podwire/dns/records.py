@@ -136,6 +136,8 @@ class Zone:
             return self._version(zone, labels, rtype)
         if below == (b"ns", b"dns"):
             return self._name_server(zone, labels, rtype)
+        if below == (b"dns",):
+            return self._empty(zone, wire_of(labels))
         return self._unknown(zone, wire_of(labels))
 
     def _unknown(self, zone: Labels, root: bytes) -> Answer:
@@ -205,11 +207,24 @@ class Zone:
         if service.spec.type == "ExternalName":
             return self._unknown(zone, root) if prefix else self._alias(asked, service)
         if len(prefix) == 1:
+            if prefix[0][:1] == b"_":
+                return self._protocol(asked, service, prefix[0])
             targets = self.index.hosts(asked.key).get(_text(prefix[0]), [])
             return self._of_targets(asked, targets)
         if service.spec.headless:
             return self._headless(asked, prefix)
         return self._cluster_ip(asked, service, prefix)
+
+    def _protocol(self, asked: _Asked, service: Service, label: bytes) -> Answer:
+        """`_tcp` is above the names of ports, and so exists with them: who is told that it does not
+        may take that for all below (RFC 8020), and resolvers that ask label by label (RFC 9156) do.
+        """
+        ports: Iterable[Port] = service.spec.ports
+        if service.spec.headless:
+            ports = (port for target in self.index.targets(asked.key) for port in target.ports)
+        if any(port.name and _protocol_of(port) == _text(label) for port in ports):
+            return Answer(asked.zone, roots=frozenset({asked.root}))
+        return self._unknown(asked.zone, asked.root)
 
     def _cluster_ip(self, asked: _Asked, service: Service, prefix: Labels) -> Answer:
         ports = _matching(service.spec.ports, prefix)
@@ -388,9 +403,12 @@ def _matching(ports: Iterable[Port], wanted: Labels) -> tuple[Port, ...]:
     return tuple(
         port
         for port in ports
-        if (port.name or "").lower() == name[1:]
-        and (port.protocol or "TCP").lower() == protocol[1:]
+        if (port.name or "").lower() == name[1:] and _protocol_of(port) == protocol
     )
+
+
+def _protocol_of(port: Port) -> str:
+    return f"_{(port.protocol or 'TCP').lower()}"
 
 
 def _spelt_address(label: str) -> str | None:

@@ -76,7 +76,7 @@ def derive(world: World) -> Derived:
     out = Derived()
     exposed = set(world.namespaces)
     out.add(f"dns-version.{ZONE}", "TXT", '"1.1.0"')
-    for kind in ("svc", "pod"):
+    for kind in ("svc", "pod", "dns"):  # `ns.dns` is the server's own name
         out.exists(f"{kind}.{ZONE}")
     for namespace in exposed:
         out.exists(f"{namespace}.svc.{ZONE}")
@@ -92,6 +92,9 @@ def derive(world: World) -> Derived:
             out.add(name, "PTR", f"{own}.{namespace}.svc.{ZONE}")
         else:
             out.add(name, "PTR", *behind[address])
+    for name in [name for name in out.records if name.endswith(f".{ZONE}")]:
+        while (name := name.partition(".")[2]) != ZONE:
+            out.exists(name)  # what has names below it (RFC 8020)
     return out
 
 
