@@ -255,7 +255,7 @@ class Answers:
 
 def _ends_in_alias(answer: Answer, rtype: int) -> bool:
     """A chain whose end has no such record: the SOA says that this was looked for (RFC 2308 2)."""
-    if not answer.records or rtype == dns.rdatatype.CNAME:
+    if not answer.records or rtype in (dns.rdatatype.CNAME, dns.rdatatype.ANY):
         return False
     return rdatas.alias_target(answer.records[-1].rdata) is not None
 

@@ -288,7 +288,8 @@ class Zone:
             return self._unknown(asked.zone, asked.root)
         record = Record(name_of(asked.labels), self.options.ttl_s, rdatas.cname(target))
         answer = Answer(asked.zone, records=(record,), roots=frozenset({asked.root}))
-        if asked.rtype == dns.rdatatype.CNAME:
+        # ANY asks for what is at the name, and that is the alias (RFC 1034 3.6.2).
+        if asked.rtype in (dns.rdatatype.CNAME, dns.rdatatype.ANY):
             return answer
         return self._chase(answer, target, asked.rtype)
 

@@ -254,6 +254,15 @@ SERVE_DNS = {
     "below an external Service": nxdomain("endpoint.external.testns.svc.cluster.local. CNAME"),
     "SRV below an external Service": nxdomain("_http._tcp.external.testns.svc.cluster.local. SRV"),
     "too deep": nxdomain("a._http._tcp.svc1.testns.svc.cluster.local. SRV"),
+    "ANY of an alias, more than pinned": Row(
+        "external-to-service.testns.svc.cluster.local. ANY",
+        answer="external-to-service.testns.svc.cluster.local. 5 IN CNAME "
+        "svc1.testns.svc.cluster.local.",
+    ),
+    "ANY of an alias that leads outside": Row(
+        "external.testns.svc.cluster.local. ANY",
+        answer="external.testns.svc.cluster.local. 5 IN CNAME ext.interwebs.test.",
+    ),
     "ANY of a Service": nodata("svc1.testns.svc.cluster.local. ANY"),
 }
 
