@@ -159,7 +159,7 @@ def reason(name: str, rdtype: str, world: DnsWorld) -> tuple[str, bool | None]:
     if bare != domain and not bare.endswith(f".{domain}"):
         return "not a name of the cluster: the upstream was asked", None
     labels = bare.removesuffix(domain).rstrip(".").split(".")
-    if labels in ([""], ["svc"], ["pod"], ["dns-version"]):
+    if labels in ([""], ["svc"], ["pod"], ["dns-version"], ["dns"], ["ns", "dns"]):
         return "a name of the zone itself", True
     *rest, kind = labels
     if kind == "svc":
@@ -244,6 +244,8 @@ def _within(service: Service, labels: list[str], world: DnsWorld) -> tuple[str, 
             f"Service {service.key} has no port {text}; it has {known or 'no named ports'}",
             False,
         )
+    if any(p.name and f"_{p.protocol.lower()}" == text for p in service.spec.ports):
+        return f"above the names of ports of Service {service.key}", True
     if len(labels) != 1:
         return f"nothing is that far below Service {service.key}", False
     ready = _answering(service, world)
