@@ -69,9 +69,11 @@ class _Kept:
     def __init__(self, limit_bytes: int) -> None:
         self.entries: dict[bytes, Entry] = {}
         self._owned: dict[bytes, set[bytes]] = {}
+        # The subtrees of what depends on several: an alias, and where it leads.
+        self._shared: dict[bytes, frozenset[bytes]] = {}
         self._limit = self._room = limit_bytes
 
-    def put(self, key: bytes, entry: Entry, roots: Iterable[bytes]) -> None:
+    def put(self, key: bytes, entry: Entry, roots: frozenset[bytes]) -> None:
         size = len(key) + 2 * len(entry[0]) + _ENTRY_BYTES
         if size > self._room:
             self.clear()
@@ -79,18 +81,28 @@ class _Kept:
         self.entries[key] = entry
         for root in roots:
             self._owned.setdefault(root, set()).add(key)
+        if len(roots) > 1:
+            self._shared[key] = roots
 
     def evict(self, roots: Iterable[bytes]) -> None:
         for root in roots:
             for key in self._owned.pop(root, ()):
-                gone = self.entries.pop(key, None)
-                if gone is not None:
-                    self._room += len(key) + 2 * len(gone[0]) + _ENTRY_BYTES
+                gone = self.entries.pop(key)
+                self._room += len(key) + 2 * len(gone[0]) + _ENTRY_BYTES
+                for other in self._shared.pop(key, frozenset()) - {root}:
+                    self._disown(other, key)
+
+    def _disown(self, root: bytes, key: bytes) -> None:
+        keys = self._owned[root]
+        keys.remove(key)
+        if not keys:
+            del self._owned[root]
 
     def clear(self) -> None:
         # The server holds on to these very dictionaries.
         self.entries.clear()
         self._owned.clear()
+        self._shared.clear()
         self._room = self._limit
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import struct
 import tracemalloc
 from collections import Counter
@@ -301,6 +302,28 @@ def test_a_flood_of_unknown_names_costs_bounded_memory() -> None:
         tracemalloc.stop()
     assert not at.answers.hot
     assert after - before < 20 << 20
+
+
+def test_what_was_kept_for_two_objects_goes_with_either_of_them() -> None:
+    """An alias hangs on its target, too: the target's changes must not leave the alias's share."""
+    at = world()
+    at.set_service(external("shop", "alias", NAME))
+    name = "alias.shop.svc.cluster.local."
+    tracemalloc.start()
+    try:
+        for number in range(3000):
+            data = query(name, use_edns=0, payload=1000 + number)
+            assert at.answers.answer(data, UDP)
+            at.set_service(cluster_ip("shop", "web", f"10.96.0.{number % 200 + 1}"))
+            if number == 500:
+                gc.collect()
+                before, _ = tracemalloc.get_traced_memory()
+        gc.collect()
+        after, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert not at.answers.hot
+    assert after - before < 64 << 10
 
 
 def query_of(label: str) -> bytes:
