@@ -9,7 +9,8 @@ Everything runs in a network namespace of its own, over its loopback; the load g
 machine's processors with the servers. All servers have the same names. Measured in turns, each
 round in the opposite order:
 
-    rate     queries a second of dnsperf (8 clients, 100 outstanding): A, SRV, PTR, NXDOMAIN, mixed
+    rate     queries a second of dnsperf (8 clients, 100 outstanding): A, SRV, PTR, NXDOMAIN, mixed;
+             mixed-tcp are the mixed ones over 8 TCP connections that stay open
     cpu      microseconds of the server's processor per query in the same runs: what the rate would
              be without the load generator on the same processors
     p99      latency at half of the slower one's mixed rate
@@ -67,6 +68,7 @@ from podwire.objects.meta import Kind
 _ZONE = "cluster.local"
 _KINDS = ("A", "SRV", "PTR", "NXDOMAIN")
 _QUESTIONS = 20_000
+_BY_TCP = "-tcp"
 _COMPARATORS = {"unbound": 5301, "knotd": 5303, "dnsmasq": 5302}
 _OURS, _CHANGES = 5300, 5310
 
@@ -349,6 +351,7 @@ def write_questions(folder: Path, size: Size) -> dict[str, Path]:
     for kind, lines in made.items():
         files[kind] = folder / f"questions-{kind}-{size.services}"
         files[kind].write_text("\n".join(lines) + "\n")
+    files["mixed" + _BY_TCP] = files["mixed"]
     return files
 
 
@@ -407,7 +410,8 @@ class Contest:
 
     def rate(self, port: int, kind: str, questions: Path) -> float:
         before = cpu_seconds([self._pids[port]])
-        load, _ = dnsperf(port, questions, self._seconds)
+        transport = ("-m", "tcp") if kind.endswith(_BY_TCP) else ()
+        load, _ = dnsperf(port, questions, self._seconds, *transport)
         spent = cpu_seconds([self._pids[port]]) - before
         self.lost += load.lost
         self.cpu_us.setdefault((port, kind), []).append(spent / max(1, load.completed) * 1e6)
