@@ -3,7 +3,7 @@
 UDP datagram -> kept answer (one look-up) -> sendto                       in the receive loop
              -> FastAnswers.answer -> bytes -> sendto                     the first time
              -> None -> SlowPath.resolve, a task -> sendto                not the cluster's names
-TCP stream   -> the same, by length-prefixed messages (RFC 7766), answered as they become ready
+TCP stream   -> `stream`: the same, by length-prefixed messages, answered as they become ready
 
 One process and one thread. A plain `recvfrom`/`sendto` loop costs within an eighth of what
 recvmmsg and sendmmsg through ctypes do: nearly all of a query's time is the kernel's, per packet.
@@ -12,19 +12,18 @@ recvmmsg and sendmmsg through ctypes do: nearly all of a query's time is the ker
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import socket
-import struct
-from collections.abc import Iterable
+from collections.abc import Coroutine, Iterable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import dns.rcode
 
 from podwire.dns import packet, wire
 from podwire.dns.answers import Entry, truncated
 from podwire.dns.seam import Client, FastAnswers, SlowPath
+from podwire.dns.stream import Conversation
 from podwire.dns.timing import STAMP_SPACE, FastLatency, stamp_arrivals
 from podwire.dns.wire import MalformedError
 
@@ -32,8 +31,8 @@ _LOG = logging.getLogger(__name__)
 _BATCH = 128  # datagrams handled before the event loop gets its turn
 _RECEIVE_BYTES = 4096  # a query is a question and an OPT; what is longer reads as malformed
 _RECEIVE_BUFFER = 4 << 20
-_LENGTH = struct.Struct("!H")
 _SHUTDOWN_S = 5.0
+_T = TypeVar("_T")
 _Address = tuple[Any, ...]  # (host, port) or IPv6's (host, port, flow, scope)
 
 
@@ -84,8 +83,8 @@ class Server:
         self.latency = FastLatency()
         self._udp: list[socket.socket] = []
         self._tcp: list[asyncio.Server] = []
-        self._waiting: set[asyncio.Task[None]] = set()
-        self._connections: set[asyncio.Task[None]] = set()
+        self._waiting: set[asyncio.Task[Any]] = set()
+        self._connections: set[Conversation] = set()
 
     @property
     def waiting(self) -> int:
@@ -104,7 +103,8 @@ class Server:
             self._udp.append(sock)
             loop.add_reader(sock, self._read, sock)
         for sock in tcp:
-            self._tcp.append(await asyncio.start_server(self._connected, sock=sock, backlog=1024))
+            server = await loop.create_server(self._connection, sock=sock, backlog=1024)
+            self._tcp.append(server)
 
     async def stop(self, lameduck_s: float = 0.0) -> None:
         """Answer on for `lameduck_s`, then take nothing new, finish what is under way, close."""
@@ -117,10 +117,11 @@ class Server:
             server.close()
         if self._waiting:
             await asyncio.wait(self._waiting, timeout=_SHUTDOWN_S)
-        left = [*self._waiting, *self._connections]
+        left = tuple(self._waiting)
         for task in left:
             task.cancel()
         await asyncio.gather(*left, return_exceptions=True)
+        await self._end_connections()
         for sock in self._udp:
             sock.close()
         self._udp.clear()
@@ -222,8 +223,8 @@ class Server:
         query = wire.parse_query(data)  # it was read before: None is said of readable queries only
         return wire.refusal(data, rcode, query, self._answers.max_udp)
 
-    def _wait_for(self, work: Any) -> asyncio.Task[None]:
-        task: asyncio.Task[None] = asyncio.ensure_future(work)
+    def _wait_for(self, work: Coroutine[Any, Any, _T]) -> asyncio.Task[_T]:
+        task = asyncio.create_task(work)
         self._waiting.add(task)
         task.add_done_callback(self._waiting.discard)
         return task
@@ -248,71 +249,36 @@ class Server:
 
     # --- TCP ----------------------------------------------------------------------------------
 
-    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
+    def _connection(self) -> Conversation:
+        limits = self._limits
+        return Conversation(self, limits.idle_s, limits.pipelined, self._begun)
+
+    def ask(self, data: bytes, client: Client) -> bytes | None:
+        """A query by TCP: its response, b"" for none; None: it is for `resolve`."""
+        self.stats.tcp += 1
+        response = self._answer(data, client)
+        return self._refused(data) if response is None else response
+
+    def resolve(self, data: bytes, client: Client) -> asyncio.Task[bytes | None]:
+        return self._wait_for(self._resolve(data, client))
+
+    def _begun(self, conversation: Conversation) -> bool:
+        """Whether there is room for one more."""
         if len(self._connections) >= self._limits.connections:
-            writer.close()
-            return
-        self._connections.add(task)
+            return False
+        self._connections.add(conversation)
+        conversation.closed.add_done_callback(lambda _: self._connections.discard(conversation))
         self.stats.connections += 1
-        pending: set[asyncio.Task[None]] = set()
-        try:
-            peer = writer.get_extra_info("peername")
-            await self._converse(reader, writer, Client(peer[0], peer[1], True), pending)
-        except (OSError, EOFError, TimeoutError, asyncio.CancelledError) as error:
-            # Gone, idle for too long, or we are stopping.
-            _LOG.debug("dns: tcp: %s", error)
-        finally:
-            for waiting in pending:
-                waiting.cancel()
-            self._connections.discard(task)
-            writer.close()
-            with contextlib.suppress(OSError, asyncio.CancelledError):
-                await writer.wait_closed()
+        return True
 
-    async def _converse(
-        self,
-        reader: asyncio.StreamReader,
-        writer: asyncio.StreamWriter,
-        client: Client,
-        pending: set[asyncio.Task[None]],
-    ) -> None:
-        idle_s = self._limits.idle_s
-        while True:
-            if len(pending) >= self._limits.pipelined:
-                await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
-            try:
-                async with asyncio.timeout(idle_s):
-                    prefix = await reader.readexactly(_LENGTH.size)
-            except TimeoutError:
-                if pending:
-                    continue  # it waits for us, not we for it
-                return
-            async with asyncio.timeout(idle_s):
-                data = await reader.readexactly(_LENGTH.unpack(prefix)[0])
-            self.stats.tcp += 1
-            response = self._answer(data, client)
-            if response is None:
-                response = self._refused(data)
-            if response is not None:
-                _write(writer, response)
-            else:
-                work = self._wait_for(self._resolve_tcp(writer, data, client))
-                pending.add(work)
-                work.add_done_callback(pending.discard)
-            async with asyncio.timeout(idle_s):
-                await writer.drain()
-
-    async def _resolve_tcp(self, writer: asyncio.StreamWriter, data: bytes, client: Client) -> None:
-        response = await self._resolve(data, client)
-        if response and not writer.is_closing():
-            _write(writer, response)
-
-
-def _write(writer: asyncio.StreamWriter, response: bytes) -> None:
-    if response:
-        writer.write(_LENGTH.pack(len(response)) + response)
+    async def _end_connections(self) -> None:
+        """What is written still goes out, to those who take it."""
+        for conversation in self._connections:
+            conversation.close()
+        if self._connections:
+            await asyncio.wait([c.closed for c in self._connections], timeout=_SHUTDOWN_S)
+        for conversation in tuple(self._connections):
+            conversation.abort()
 
 
 def bind(address: str, port: int, *, reuse_port: bool = False) -> tuple[socket.socket, ...]:

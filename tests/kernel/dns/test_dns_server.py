@@ -186,6 +186,35 @@ def test_tcp_queries_in_a_row_are_answered_as_they_become_ready() -> None:
     serve(scenario, make)
 
 
+def test_tcp_clients_that_have_said_all_get_their_answers() -> None:
+    """RFC 1035 4.2.2: the server closes when all that was asked has been answered."""
+    slow = None
+
+    def make() -> Slow:
+        nonlocal slow
+        slow = Slow()
+        slow.gate.clear()
+        return slow
+
+    async def scenario(server: Server, world: World, port: int) -> None:
+        assert slow is not None
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        for data in (query(OUTSIDE), query(), query(OUTSIDE)):
+            writer.write(len(data).to_bytes(2, "big") + data)
+        writer.write_eof()
+        await slow.asked.wait()
+        slow.gate.set()
+        rest, names = await reader.read(), []
+        while rest:
+            size = int.from_bytes(rest[:2], "big")
+            names.append(str(dns.message.from_wire(rest[2 : 2 + size]).question[0].name))
+            rest = rest[2 + size :]
+        assert sorted(names) == sorted([NAME, OUTSIDE, OUTSIDE])
+        writer.close()
+
+    serve(scenario, make)
+
+
 def test_tcp_ends_what_is_idle_and_what_is_cut() -> None:
     async def scenario(server: Server, world: World, port: int) -> None:
         for start in (b"", b"\0", b"\0\x20half"):

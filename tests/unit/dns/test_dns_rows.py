@@ -391,9 +391,7 @@ def test_serve_dns_mode_verified(name: str) -> None:
 def test_a_pods_address_has_one_spelling_where_it_is_verified() -> None:
     """As CoreDNS compares it, as text; another would outlive the pod, which is told of as one."""
     this = pod("podns", "six", "fd00::1")
-    world = World(
-        namespaces=("podns",), pods=(this,), options=ZoneOptions(pods=PodMode.VERIFIED)
-    )
+    world = World(namespaces=("podns",), pods=(this,), options=ZoneOptions(pods=PodMode.VERIFIED))
     name, other = "fd00--1.podns.pod.cluster.local.", "fd00-0-0-0-0-0-0-1.podns.pod.cluster.local."
     check(world, Row(f"{name} AAAA", answer=f"{name} 5 IN AAAA fd00::1"))
     check(world, nxdomain(f"{other} AAAA"))
