@@ -6,7 +6,8 @@ otherwise -> parse -> Zone.lookup -> encode -> keep -> response
 A query that repeats is answered by one dictionary look-up and one concatenation: its own identifier
 before the kept bytes. Questions there are only as many of as there are objects are kept in `hot`;
 those anybody can invent (unknown names, insecure pods) in `cold`, so that a flood of them pushes
-out only each other. Both forget everything when they are full, and what a change names at once.
+out only each other. What a datagram has no room for is kept in `wide` for TCP, which is asked for
+it because of that. All forget everything when they are full, and what a change names at once.
 
 Two spellings of a name share nothing here: one not in lower case is encoded each time.
 """
@@ -29,7 +30,7 @@ from podwire.dns.seam import Client
 from podwire.dns.wire import MalformedError, Query, Reply
 
 DROP = b""
-_HOT_BYTES, _COLD_BYTES = 64 << 20, 16 << 20
+_HOT_BYTES, _COLD_BYTES, _WIDE_BYTES = 64 << 20, 16 << 20, 16 << 20
 _ENTRY_BYTES = 400  # key and value objects, dictionary slots, the owner's set
 _TRANSFERS = (dns.rdatatype.AXFR, dns.rdatatype.IXFR)
 
@@ -59,8 +60,9 @@ class Rotation:
         return self._head + turned[: self._length] + self._rest
 
 
-Entry = tuple[bytes, Counter, Rotation | None]
-"""What follows the identifier, what to count, and what makes the next such bytes if they turn."""
+Entry = tuple[bytes, Counter, Rotation | None, bool]
+"""What follows the identifier, what to count, what makes the next such bytes if they turn, and
+whether that is all there is to say: it may be for a datagram only."""
 
 
 class _Kept:
@@ -118,7 +120,7 @@ class Answers:
         self.max_udp = max_udp
         self.synced = False
         self._rotate = rotate
-        self._hot, self._cold = _Kept(_HOT_BYTES), _Kept(_COLD_BYTES)
+        self._hot, self._cold, self._wide = map(_Kept, (_HOT_BYTES, _COLD_BYTES, _WIDE_BYTES))
         self.hot, self.cold = self._hot.entries, self._cold.entries
         self.counts: dict[tuple[str, str], Counter] = {}
         self._soas: dict[tuple[Labels, int], bytes] = {}
@@ -135,7 +137,7 @@ class Answers:
         """Forget what `changes` touches, before the next query is looked at."""
         if not changes:
             return
-        for kept in (self._hot, self._cold):
+        for kept in (self._hot, self._cold, self._wide):
             if changes.everything:
                 kept.clear()
             else:
@@ -154,13 +156,14 @@ class Answers:
 
     def answer(self, query: bytes, client: Client) -> bytes | None:
         """The response; `DROP` for what gets none, None for what the slow path answers."""
-        if not client.tcp:
-            key = query[2:]
-            entry = self.hot.get(key) or self.cold.get(key)
-            if entry is not None:
-                tail, count, rotation = entry
-                count[0] += 1
-                return query[:2] + (tail if rotation is None else rotation.next())
+        key = query[2:]
+        entry = self.hot.get(key) or self.cold.get(key)
+        if client.tcp and (entry is None or not entry[3]):
+            entry = self._wide.entries.get(key)
+        if entry is not None:
+            tail, count, rotation, _ = entry
+            count[0] += 1
+            return query[:2] + (tail if rotation is None else rotation.next())
         return self._derive(query, client.tcp)
 
     def _derive(self, data: bytes, tcp: bool) -> bytes | None:
@@ -214,12 +217,20 @@ class Answers:
         count = self._counter(query.rtype, answer.rcode)
         count[0] += 1
         turns = self._rotate and encoded.rotating is not None
-        entry = (encoded.tail, count, Rotation(encoded) if turns else None)
-        plain = query.exact and query.raw_name == query.name
-        if plain and answer.roots and not tcp and not (query.edns and query.edns.options):
-            kept = self._hot if answer.bounded and query.rtype < 256 else self._cold
-            kept.put(data[2:], entry, answer.roots)
+        entry = (encoded.tail, count, Rotation(encoded) if turns else None, encoded.whole)
+        self._keep(data, query, answer, entry)
         return entry[0] if entry[2] is None else entry[2].next()
+
+    def _keep(self, data: bytes, query: Query, answer: Answer, entry: Entry) -> None:
+        """By TCP or not: what fits a datagram whole is the same by both."""
+        plain = query.exact and query.raw_name == query.name
+        if not plain or not answer.roots or (query.edns and query.edns.options):
+            return
+        if len(entry[0]) + 2 > query.limit(False, self.max_udp):
+            kept = self._wide
+        else:
+            kept = self._hot if answer.bounded and query.rtype < 256 else self._cold
+        kept.put(data[2:], entry, answer.roots)
 
     def _negative(self, query: Query, answer: Answer) -> wire.Encoded:
         """Names nobody has are asked for most and first: their SOA differs only by where in the

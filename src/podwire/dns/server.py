@@ -148,7 +148,7 @@ class Server:
                 if entry is None:
                     self._first_time(sock, data, address)
                     continue
-                tail, count, rotation = entry
+                tail, count, rotation, _ = entry
                 count[0] += 1
                 if rotation is not None:
                     tail = rotation.next()

@@ -139,12 +139,13 @@ class Rotating:
 class Encoded:
     """A response after its identifier (bytes 2 onward); offsets of `rotating` are within it.
 
-    `wide`: the address records before some were cut, where some were.
+    `wide`: the address records before some were cut, where some were. `whole`: nothing was.
     """
 
     tail: bytes
     rotating: Rotating | None = None
     wide: bytes = b""
+    whole: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,6 +217,7 @@ def encode(query: Query, reply: Reply, limit: int, own_size: int) -> Encoded:
     authority = 0 if cut else writer.section(reply.authority)
     cut = cut or authority < len(reply.authority)
     additional = 0 if cut else writer.section(reply.additional)
+    whole = not cut and additional == len(reply.additional)
     flags = response_flags(query.flags, reply.rcode, authoritative=reply.authoritative)
     if cut or reply.truncated:
         flags |= TC
@@ -228,7 +230,7 @@ def encode(query: Query, reply: Reply, limit: int, own_size: int) -> Encoded:
         if placed < len(rest):
             owner = body[start : start + size - len(_rdata(rest[0])) - _RR.size]
             wide = b"".join(owner + _plain(record) for record in rest)
-    return Encoded(counts + body[HEADER.size :] + opt, rotating, wide)
+    return Encoded(counts + body[HEADER.size :] + opt, rotating, wide, whole)
 
 
 def encode_negative(query: Query, rcode: int, soa: bytes, own_size: int) -> Encoded:

@@ -222,6 +222,39 @@ def test_the_second_answer_is_the_first_with_its_own_identifier() -> None:
     assert at.answers.counts["A", "NOERROR"] == [2]
 
 
+def test_what_fits_a_datagram_is_kept_for_both_transports() -> None:
+    at = world()
+    one, two = query(), query()
+    first = at.answers.answer(one, TCP)
+    assert one[2:] in at.answers.hot
+    assert first is not None
+    assert at.answers.answer(two, UDP) == two[:2] + first[2:]
+    assert at.answers.answer(one, TCP) == first
+
+
+@pytest.mark.parametrize("order", [(UDP, TCP), (TCP, UDP)])
+def test_what_does_not_fit_is_kept_for_each_transport(order: tuple[Client, Client]) -> None:
+    at = world()
+    at.set_slice(slice_of("shop", "few", *[endpoint(f"10.2.0.{n}") for n in range(1, 7)]))
+    srv = "_http._tcp.few.shop.svc.cluster.local."
+    for data in (query(_MANY), query(srv, "SRV", use_edns=False)):
+        seen = []
+        for client in (*order, *order):
+            response = at.answers.answer(data, client)
+            assert response is not None
+            seen.append((client.tcp, response))
+        by = dict(seen)
+        assert seen[:2] == seen[2:], "kept as they were"
+        whole = dns.message.from_wire(by[True])
+        assert not whole.flags & dns.flags.TC
+    # The additional records of the second were left out without a word.
+    assert len(whole.additional) == 6
+    assert len(dns.message.from_wire(by[False]).additional) < 6
+    late = slice_of("shop", "many", endpoint("10.1.0.1"))
+    at.set_slice(late)
+    assert len(reply(query(_MANY), at, TCP).answer[0]) == 1
+
+
 def test_addresses_take_turns() -> None:
     at = world(rotate=True)
     name = "few.shop.svc.cluster.local."
