@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from typing import Final
 
-from podwire.dns import packet
+from podwire.dns import packet, wire
 from podwire.dns.answers import Answers, Entry
 from podwire.dns.seam import Client, FastAnswers
 from podwire.dns.slowpath import SlowPath
+from podwire.dns.wire import MalformedError
 
 # How many names' ways (fast or chain) are remembered.
 _REMEMBERED: Final = 10_000
@@ -31,6 +32,7 @@ class Front:
         self._guards = slow.guards
         self._logs = slow.logs
         self._ways: dict[bytes, bool] = {}
+        slow.on_hosts(self._ways.clear)
         self.hot: dict[bytes, Entry] = {}
         self.cold: dict[bytes, Entry] = {}
         if isinstance(fast, Answers) and self.direct:
@@ -48,7 +50,7 @@ class Front:
         return self._fast.owns(qname)
 
     def answer(self, query: bytes, client: Client) -> bytes | None:
-        if self._guards and self._to_chain(query):
+        if self._guards and self._to_chain(query) and _readable(query):
             return None
         response = self._fast.answer(query, client)
         if response is None:
@@ -64,11 +66,9 @@ class Front:
         return response
 
     def _to_chain(self, query: bytes) -> bool:
-        if self._logs:
-            return packet.parse_question(query) is not None
         question = packet.parse_question(query)
-        if question is None:
-            return False
+        if question is None or self._logs:
+            return question is not None
         key = question.name + query[question.end - 4 : question.end]
         way = self._ways.get(key)
         if way is None:
@@ -79,3 +79,12 @@ class Front:
             )
             self._ways[key] = way
         return way
+
+
+def _readable(query: bytes) -> bool:
+    """What is not is answered by `fast`, whatever the chain would do with it."""
+    try:
+        wire.parse_query(query)
+    except MalformedError:
+        return False
+    return True

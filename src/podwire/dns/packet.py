@@ -27,6 +27,7 @@ NOERROR, FORMERR, SERVFAIL, NXDOMAIN, NOTIMP, REFUSED, BADVERS = 0, 1, 2, 3, 4, 
 
 A, NS, CNAME, SOA, PTR, MX, AAAA, SRV, OPT, HINFO = 1, 2, 5, 6, 12, 15, 28, 33, 41, 13
 AXFR, IXFR = 252, 251
+IN = 1
 
 _CLIENT_SUBNET, _COOKIE, _KEEPALIVE, _PADDING = 8, 10, 11, 12
 # They are between two neighbours (RFC 7873, 7828, 7830): not to be passed on.

@@ -155,6 +155,13 @@ class _Block:
         """Whether a fresh entry of the cache is all a query's answer depends on."""
         return self.cache is not None and not self.settings.log and self.dns64 is None
 
+    def takes_class(self, request: Request) -> bool:
+        """Whether a query of another class than IN becomes one of it."""
+        question = request.question
+        return self.rewrite is not None and self.rewrite.touches(
+            request.text, question.qtype, question.qclass
+        )
+
 
 async def _nothing_left(request: Request) -> Reply:
     raise Failure(packet.SERVFAIL, "no next plugin found", "")
@@ -311,6 +318,8 @@ class SlowPath:
         block = self.block_of(request.question.name)
         if block is None or request.question.qtype in (packet.AXFR, packet.IXFR):
             return request.failed(packet.REFUSED)
+        if request.question.qclass != packet.IN and not block.takes_class(request):
+            return request.failed(packet.REFUSED)
         started = self.clock()
         try:
             reply = await block.handler(request)
@@ -370,6 +379,12 @@ class SlowPath:
                     cache.store.clear()
                 else:
                     cache.store.evict(changes.subtrees)
+
+    def on_hosts(self, listener: Callable[[], None]) -> None:
+        """Called when a hosts file has come to say something else."""
+        for block in self._blocks:
+            if block.hosts is not None:
+                block.hosts.on_change(listener)
 
     def count_fast(self, counts: Mapping[tuple[str, str], Sequence[int]]) -> None:
         """Have what the receive loop answers on the page too: `counts` by type and code.

@@ -25,7 +25,7 @@ from podwire.dns.rdatas import Record
 
 _TYPE_CLASS = struct.Struct("!HH")
 _RR = struct.Struct("!HHIH")  # type, class, TTL, length: after the owner
-CLASS_IN: Final = 1
+CLASS_IN: Final = packet.IN
 MIN_UDP, MAX_TCP = 512, 65535
 
 

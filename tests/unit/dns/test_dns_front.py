@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+from pathlib import Path
+
 import dns.message
+import dns.rcode
+import pytest
 from dns_fakes import POD, FakeUpstream, query, rcode, respond, show
 from dns_worlds import World as Cluster
 from dns_worlds import cluster_ip, external
@@ -129,6 +134,66 @@ def test_fast_answers_are_on_the_page_once() -> None:
             f'coredns_dns_requests_total{{family="1",proto="udp",{base},view="",zone="."}} 1'
             in text
         )
+        await scene.slow.close()
+
+    run(scenario())
+
+
+def test_a_hosts_file_that_changes_takes_names_from_the_cluster(tmp_path: Path) -> None:
+    file = tmp_path / "hosts"
+    file.write_text("")
+
+    async def scenario() -> None:
+        scene = Scene(f"hosts {file} {{\n reload 1s\n fallthrough\n }}")
+        scene.slow.start()
+        name = "web.shop.svc.cluster.local"
+        assert show(await scene.ask(name)) == [f"{name}. 5 IN A 10.96.0.80"]
+        file.write_text(f"192.0.2.7 {name}\n")
+        await asyncio.sleep(2)
+        assert show(await scene.ask(name)) == [f"{name}. 3600 IN A 192.0.2.7"]
+        file.write_text("")
+        await asyncio.sleep(2)
+        assert show(await scene.ask(name)) == [f"{name}. 5 IN A 10.96.0.80"]
+        await scene.slow.close()
+
+    run(scenario())
+
+
+_OPT = b"\0\0\x29\x04\xd0\0\0\0\0\0\0"
+UNREADABLE = {
+    "two OPT records": query("www.example.com")[:10] + b"\0\2" + query("www.example.com")[12:]
+    + 2 * _OPT,
+    "an option longer than its record": query("www.example.com")[:10] + b"\0\1"
+    + query("www.example.com")[12:] + _OPT[:-2] + b"\0\5\0\1\0\x09a",
+    "a record that is promised": query("www.example.com")[:10] + b"\0\1"
+    + query("www.example.com")[12:],
+    "many answers": query("www.example.com")[:6] + b"\0\2" + query("www.example.com")[8:],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", UNREADABLE)
+@pytest.mark.parametrize("body", ["", "log", "rewrite type MX A"])
+def test_what_cannot_be_read_is_a_format_error_whatever_is_configured(case: str, body: str) -> None:
+    async def scenario() -> None:
+        scene = Scene(body)
+        response = scene.front.answer(UNREADABLE[case], POD)
+        assert response is not None
+        assert response[3] & 0xF == dns.rcode.FORMERR
+        assert not scene.upstream.asked
+        await scene.slow.close()
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("body", ["", "log", "rewrite type MX A"])
+def test_other_classes_are_refused_whatever_is_configured(body: str) -> None:
+    async def scenario() -> None:
+        scene = Scene(body)
+        for name in ("version.bind", "web.shop.svc.cluster.local"):
+            wire = dns.message.make_query(name, "TXT", "CH").to_wire()
+            response = scene.front.answer(wire, POD) or await scene.slow.resolve(wire, POD)
+            assert rcode(response) == "REFUSED"
+        assert not scene.upstream.asked
         await scene.slow.close()
 
     run(scenario())

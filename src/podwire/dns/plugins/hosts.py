@@ -13,7 +13,7 @@ import asyncio
 import contextlib
 import ipaddress
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import dns.flags
@@ -98,22 +98,33 @@ class Hosts:
         self._inline = parse_hosts(settings.inline, settings.zones, reverse=settings.reverse)
         self._file = HostsTable()
         self._stamp: tuple[int, int] | None = None
+        self._listeners: list[Callable[[], None]] = []
+
+    def on_change(self, listener: Callable[[], None]) -> None:
+        """Called when the file's entries are others."""
+        self._listeners.append(listener)
 
     def read(self) -> None:
         """Take the file's entries if it is another one now; without a file, there are none."""
+        settings = self._settings
         try:
-            status = os.stat(self._settings.path)
+            status = os.stat(settings.path)
             stamp = (status.st_mtime_ns, status.st_size)
             if stamp == self._stamp:
                 return
-            with open(self._settings.path, encoding="utf-8", errors="replace") as file:
+            with open(settings.path, encoding="utf-8", errors="replace") as file:
                 lines = file.read().splitlines()
         except OSError:
-            self._file, self._stamp = HostsTable(), None
+            self._set(HostsTable(), None)
             return
-        settings = self._settings
-        self._file = parse_hosts(lines, settings.zones, reverse=settings.reverse)
+        self._set(parse_hosts(lines, settings.zones, reverse=settings.reverse), stamp)
+
+    def _set(self, table: HostsTable, stamp: tuple[int, int] | None) -> None:
         self._stamp = stamp
+        if table != self._file:
+            self._file = table
+            for listener in self._listeners:
+                listener()
 
     async def watch(self) -> None:
         while self._settings.reload_s > 0:
