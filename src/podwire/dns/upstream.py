@@ -87,15 +87,15 @@ class Upstream:
     async def exchange(self, query: bytes, question: Question, *, tcp: bool) -> bytes:
         """The upstream's response under a fresh ID, which is replaced by the query's own."""
         wire = secrets.token_bytes(2) + query[2:]
-        response = await self._send(wire, question, tcp)
+        response = await self._send(wire, question, tcp, READ_TIMEOUT_S)
         return query[:2] + response[2:]
 
-    async def _send(self, wire: bytes, question: Question, tcp: bool) -> bytes:
+    async def _send(self, wire: bytes, question: Question, tcp: bool, timeout: float) -> bytes:
         if not tcp:
-            return await self._transport.udp(wire, question, READ_TIMEOUT_S)
+            return await self._transport.udp(wire, question, timeout)
         while True:
             with contextlib.suppress(ClosedError):
-                return await self._transport.tcp(wire, question, READ_TIMEOUT_S)
+                return await self._transport.tcp(wire, question, timeout)
 
     def probe(self) -> None:
         """Ask until it answers; at most one probe runs."""
@@ -115,12 +115,7 @@ class Upstream:
         query += packet.NS.to_bytes(2, "big") + b"\0\1"
         question = Question(self._domain, packet.NS, 1, len(query))
         try:
-            if self._probe_tcp:
-                await self._transport.tcp(query, question, PROBE_TIMEOUT_S)
-            else:
-                await self._transport.udp(query, question, PROBE_TIMEOUT_S)
-        except ClosedError:
-            return False
+            await self._send(query, question, self._probe_tcp, PROBE_TIMEOUT_S)
         except UpstreamError:
             return False
         return True
@@ -166,12 +161,7 @@ class SocketTransport:
     async def udp(self, query: bytes, question: Question, timeout: float) -> bytes:
         loop = asyncio.get_running_loop()
         answered: asyncio.Future[bytes] = loop.create_future()
-        with socket.socket(self._family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as sock:
-            try:
-                sock.connect((self._address, self._port))
-                sock.send(query)
-            except OSError as e:
-                raise UpstreamError(f"write udp {self._shown()}: {e.strerror}") from e
+        with self._sent(query) as sock:
             loop.add_reader(sock, self._receive, sock, answered, query, question)
             try:
                 async with asyncio.timeout(timeout):
@@ -180,6 +170,19 @@ class SocketTransport:
                 raise UpstreamError(f"read udp {self._shown()}: i/o timeout") from None
             finally:
                 loop.remove_reader(sock)
+
+    def _sent(self, query: bytes) -> socket.socket:
+        """A new socket that waits for the answer; there may be none left to have."""
+        with contextlib.ExitStack() as stack:
+            try:
+                sock = socket.socket(self._family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+                stack.enter_context(sock)
+                sock.connect((self._address, self._port))
+                sock.send(query)
+            except OSError as e:
+                raise UpstreamError(f"write udp {self._shown()}: {e.strerror}") from e
+            stack.pop_all()
+        return sock
 
     def _receive(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import resource
 import socket
 from collections.abc import Callable, Coroutine
 from typing import Any
@@ -126,6 +127,24 @@ def test_a_port_where_nobody_listens_fails_at_once() -> None:
         with pytest.raises(UpstreamError, match=r"dial tcp 127\.0\.0\.1:1: "):
             await transport.tcp(wire, question_of(wire), 5.0)
         assert asyncio.get_running_loop().time() - started < 1.0
+
+    play(scenario())
+
+
+def test_a_process_without_descriptors_left_fails_as_an_upstream_does() -> None:
+    """Or the reason would be a traceback for each query instead of a line."""
+
+    async def scenario() -> None:
+        transport = SocketTransport(HOST, 1)
+        wire = query("example.org")
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (0, most))
+        try:
+            for ask in (transport.udp, transport.tcp):
+                with pytest.raises(UpstreamError, match="Too many open files"):
+                    await ask(wire, question_of(wire), 5.0)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
     play(scenario())
 

@@ -15,7 +15,7 @@ from virtual_time import run
 from podwire.dns import packet
 from podwire.dns.forward import parse_nameservers, parse_search
 from podwire.dns.slowpath import SlowPath
-from podwire.dns.upstream import matches
+from podwire.dns.upstream import ClosedError, Upstream, matches
 
 TWO = ". {\n errors\n forward . 10.0.0.1 10.0.0.2 {\n policy sequential\n %s\n }\n}"
 A = ["example.org. 300 IN A 192.0.2.1"]
@@ -116,6 +116,25 @@ def test_one_that_is_down_is_left_out_and_comes_back_when_it_answers_a_probe() -
         await asyncio.sleep(10)
         assert len(first.asked) == probes, "probing has to end with the first answer"
         await slow.close()
+
+    run(scenario())
+
+
+def test_a_kept_connection_the_other_end_closed_fails_no_probe() -> None:
+    class Closing(FakeUpstream):
+        async def tcp(self, query: bytes, question: packet.Question, timeout: float) -> bytes:
+            if question.qtype == packet.NS and not self.refuses:
+                self.refuses = True
+                raise ClosedError("read tcp fake: 0 bytes read")
+            self.refuses = False
+            return await super().tcp(query, question, timeout)
+
+    async def scenario() -> None:
+        probed = Upstream("10.0.0.1", 53, Closing(lambda wire: respond(wire)), probe_tcp=True)
+        probed.probe()
+        await asyncio.sleep(10)
+        assert (probed.failed_probes, probed.fails) == (0, 0)
+        await probed.close()
 
     run(scenario())
 
