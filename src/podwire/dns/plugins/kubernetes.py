@@ -80,7 +80,6 @@ class Kubernetes:
         if self._external is None:
             return None
         inner = _Inner(request.wire, self._top)
-        # Asked over TCP: the whole answer is wanted, and cut for the client at the end.
-        client = request.client._replace(tcp=True)
-        response = await self._external(inner).resolve(request.wire, client)
+        # As the client asks, and not all of them by TCP: an upstream may have none.
+        response = await self._external(inner).resolve(request.wire, request.client)
         return None if inner.came_back else response
