@@ -92,6 +92,31 @@ def test_an_alias_is_live_and_its_target_cached() -> None:
     run(scenario())
 
 
+def test_an_alias_is_asked_for_as_its_client_asks() -> None:
+    """Upstreams that have no TCP serve its clients by UDP, as they do for names without alias."""
+
+    async def scenario() -> None:
+        for tcp in (False, True):
+            scene = Scene()
+            wire = query("away.shop.svc.cluster.local")
+            response = await scene.slow.resolve(wire, POD._replace(tcp=tcp))
+            assert len(show(response)) == 2
+            assert [proto for proto, _ in scene.upstream.asked] == ["tcp" if tcp else "udp"]
+            await scene.slow.close()
+
+    run(scenario())
+
+
+def test_an_alias_that_leads_to_itself_by_a_rewrite_fails() -> None:
+    async def scenario() -> None:
+        scene = Scene("rewrite name www.example.com away.shop.svc.cluster.local")
+        assert rcode(await scene.ask("away.shop.svc.cluster.local")) == "SERVFAIL"
+        assert not scene.upstream.asked
+        await scene.slow.close()
+
+    run(scenario())
+
+
 def test_rewritten_names_lead_to_aliases_and_services() -> None:
     async def scenario() -> None:
         scene = Scene("rewrite name suffix .shop.test .shop.svc.cluster.local answer auto")
