@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
-from typing import Any, Final, TypeVar
+from ipaddress import ip_address
+from typing import Any, Final, NoReturn, TypeVar
 
 import msgspec
 
 from podwire.errors import UsageError
 from podwire.objects.documents import Document
+from podwire.policy.model import LAST_PORT, PROTOCOLS
 
 T = TypeVar("T")
 _PLACE: Final = re.compile(
@@ -34,6 +36,33 @@ def convert(document: Document, value: Any, view: type[T], path: str = "") -> T:
         raise UsageError(
             f"{document.line_of(where)}: {name_of(document)}: {where}: {text}"
         ) from error
+
+
+def refuse(document: Document, path: str, text: str) -> NoReturn:
+    """Raise `UsageError` about a field of the document."""
+    raise UsageError(f"{document.line_of(path)}: {name_of(document)}: {path}: {text}")
+
+
+def check_port(document: Document, path: str, number: int) -> None:
+    """As an API server checks ports; beyond the last there is another protocol's here."""
+    if not 1 <= number <= LAST_PORT:
+        text = f"Invalid value: {number}: must be between 1 and {LAST_PORT}, inclusive"
+        refuse(document, path, text)
+
+
+def check_protocol(document: Document, path: str, name: str) -> None:
+    if name not in PROTOCOLS:
+        supported = ", ".join(f'"{each}"' for each in sorted(PROTOCOLS))
+        text = f'Unsupported value: "{name}": supported values: {supported}'
+        refuse(document, path, text)
+
+
+def check_address(document: Document, path: str, text: str) -> None:
+    try:
+        ip_address(text)
+    except ValueError:
+        text = f'Invalid value: "{text}": must be a valid IP address, (e.g. 10.9.8.7)'
+        refuse(document, path, text)
 
 
 def place_of(error: msgspec.ValidationError) -> tuple[str, str]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final, NamedTuple
 
 from podwire.explain.endpoints import Port
-from podwire.explain.reading import convert
+from podwire.explain.reading import check_address, check_port, check_protocol, convert
 from podwire.objects.documents import Document
 from podwire.objects.meta import Key, ObjectMeta, OwnerReference
 from podwire.objects.policy import PeerPod
@@ -67,7 +67,8 @@ class Gathered:
     namespace: str = "default"
     _templates: list[Talker] = field(default_factory=list)
     _pods: list[Talker] = field(default_factory=list)
-    _owners: dict[Owner, Owner] = field(default_factory=dict)
+    _owners: dict[Owner, Owner | None] = field(default_factory=dict)
+    """Workloads that were read, with who made them."""
 
     def add(self, document: Document) -> None:
         """Raises `UsageError` for what has no readable pod."""
@@ -76,12 +77,13 @@ class Gathered:
         controller = _controller(own, metadata.controller)
         if document.kind == "Pod":
             pod = convert(document, document.obj, PeerPod)
+            _check(document, pod, "")
             self._add_pod(document, pod, own, controller)
             return
-        if controller is not None:
-            self._owners[own] = controller
+        self._owners[own] = controller
         path = TEMPLATES[document.kind]
         template = convert(document, _inside(document, path), PeerPod, ".".join(path))
+        _check(document, template, ".".join(path) + ".")
         made = _view(template, Key(own.namespace, f"{own.name}[{own.kind}]"))
         if made is not None:
             self._templates.append(Talker(made, own, declared(template), document.origin))
@@ -96,27 +98,23 @@ class Gathered:
             self._pods.append(Talker(view, owner, declared(pod), document.origin))
 
     def talkers(self) -> list[Talker]:
-        """Pods under the uppermost owner the documents tell of, then templates without pods."""
+        """Pods under the uppermost of their owners that is here, or the one that made them; then
+        templates without pods."""
         pods = [Talker(pod.view, self._top(pod.owner), pod.ports, pod.origin) for pod in self._pods]
         present = {pod.owner for pod in pods}
-        written = {template.owner for template in self._templates}
         return pods + [
             template
             for template in self._templates
-            if template.owner not in present and not self._is_made(template.owner, written)
+            if template.owner not in present and self._top(template.owner) == template.owner
         ]
 
     def _top(self, owner: Owner) -> Owner:
         seen = {owner}
-        while (above := self._owners.get(owner)) is not None and above not in seen:
+        above = self._owners.get(owner)
+        while above is not None and above in self._owners and above not in seen:
             seen.add(above)
-            owner = above
+            owner, above = above, self._owners[above]
         return owner
-
-    def _is_made(self, owner: Owner, written: set[Owner]) -> bool:
-        """By another workload that is here: it stands for this one."""
-        top = self._top(owner)
-        return top != owner and top in written
 
 
 def _controller(own: Owner, reference: OwnerReference | None) -> Owner | None:
@@ -124,6 +122,25 @@ def _controller(own: Owner, reference: OwnerReference | None) -> Owner | None:
     if reference is None or reference.kind == "Node":
         return None
     return Owner(own.namespace, reference.kind or "Pod", reference.name)
+
+
+def _check(document: Document, pod: PeerPod, path: str) -> None:
+    """What the pod's ports and addresses are read from, where `path` leads to it."""
+    spec = pod.spec
+    for word, containers in (
+        ("containers", spec.containers),
+        ("initContainers", spec.init_containers),
+    ):
+        for i, container in enumerate(containers):
+            for j, port in enumerate(container.ports):
+                where = f"{path}spec.{word}[{i}].ports[{j}]"
+                check_port(document, f"{where}.containerPort", port.container_port)
+                check_protocol(document, f"{where}.protocol", port.protocol)
+    for i, entry in enumerate(pod.status.pod_ips):
+        if entry.ip:
+            check_address(document, f"{path}status.podIPs[{i}].ip", entry.ip)
+    if pod.status.pod_ip:
+        check_address(document, f"{path}status.podIP", pod.status.pod_ip)
 
 
 def _view(pod: PeerPod, key: Key) -> PodView | None:

@@ -184,6 +184,7 @@ class PeerPodIp(View):
 
 class PeerPodStatus(View):
     phase: str = ""
+    pod_ip: str = field(default="", name="podIP")
     pod_ips: list[PeerPodIp] = field(default=[], name="podIPs")
 
 

@@ -161,12 +161,14 @@ def view_pod(pod: Pod | PeerPod, ips: Iterable[str] | None = None) -> PodView | 
     (S18). `ips` stand for the status where it is not written yet."""
     if pod.finished:
         return None
-    addresses = [entry.ip for entry in pod.status.pod_ips] if ips is None else ips
+    status = pod.status
+    if ips is None:
+        ips = [entry.ip for entry in status.pod_ips] or [status.pod_ip]  # 1.15 wrote `podIP` only
     sidecars = [c for c in pod.spec.init_containers if c.restart_policy == "Always"]
     return PodView(
         key=pod.key,
         labels=pod.metadata.labels,
-        ips=tuple(ip_address(text) for text in addresses if text),
+        ips=tuple(ip_address(text) for text in ips if text),
         node=pod.spec.node_name,
         ports=tuple(
             ContainerPort(port.name, PROTOCOLS[port.protocol], port.container_port)
