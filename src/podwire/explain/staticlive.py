@@ -53,10 +53,10 @@ async def reach_computed(
 
 async def read_static(api: Api) -> tuple[Snapshot, StaticWorld]:
     """Kinds the cluster does not serve have no objects; a policy that cannot be read is told."""
-    snapshot, (services, _), found, entries = await asyncio.gather(
-        read_snapshot(api), api.list(kinds.SERVICE), list_policies(api), _entries(api)
-    )
     warnings: list[str] = []
+    snapshot, (services, _), found, entries = await asyncio.gather(
+        read_snapshot(api), api.list(kinds.SERVICE), list_policies(api), _entries(api, warnings)
+    )
     policies = _parse(found, warnings)
     return snapshot, make_static(snapshot, services, policies, entries, warnings)
 
@@ -94,7 +94,7 @@ def _talker(pod: Pod) -> Talker | None:
     return Talker(view, Owner(pod.metadata.namespace, kind, name), declared_ports(pod))
 
 
-async def _entries(api: Api) -> list[Entry]:
+async def _entries(api: Api, warnings: list[str]) -> list[Entry]:
     found: list[Entry] = []
     for kind in sorted(_ENTRY_PATHS.keys() & KINDS):
         try:
@@ -104,7 +104,7 @@ async def _entries(api: Api) -> list[Entry]:
         for obj in listing.get("items") or ():
             key = Key(obj["metadata"]["namespace"], obj["metadata"]["name"])
             document = Document(f"{kind} {key}", {**obj, "kind": kind})
-            found += read_entries(document, key.namespace)
+            found += read_entries(document, key.namespace, warnings)
     return found
 
 

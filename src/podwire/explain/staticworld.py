@@ -19,10 +19,17 @@ from podwire.apiserver.fields import FieldError
 from podwire.apiserver.schema import builtin, prune
 from podwire.apiserver.validation.meta import validate_selector
 from podwire.apiserver.validation.network import validate_network_policy
-from podwire.errors import PolicyError
+from podwire.errors import PolicyError, UsageError
 from podwire.explain import entries as entry_rules
 from podwire.explain.entries import Entry
-from podwire.explain.reading import convert, name_of, place_of, without_nulls
+from podwire.explain.reading import (
+    check_port,
+    check_protocol,
+    convert,
+    name_of,
+    place_of,
+    without_nulls,
+)
 from podwire.explain.workloads import TEMPLATES, Gathered, Owner, Talker
 from podwire.objects.core import Namespace, Node, Service
 from podwire.objects.documents import Document, refuse_duplicates
@@ -49,6 +56,7 @@ _GROUPS: Final[Mapping[str, frozenset[str]]] = {
     "gateway.networking.k8s.io": entry_rules.ROUTES,
     _POLICY_GROUP: CLUSTER_POLICIES,
 }
+_POLICIES: Final = CLUSTER_POLICIES | {"NetworkPolicy"}
 _SHOWN: Final = 3
 
 
@@ -116,14 +124,33 @@ def read_world(
     permits both. Raises `UsageError`.
     """
     reader = _Reader(namespace, list(warnings))
-    refuse_duplicates((d for d in documents if _is_read(d)), namespace)
-    for document in documents:
+    single = list(_without_copies(documents, reader.warnings))
+    refuse_duplicates((d for d in single if _is_read(d)), namespace)
+    for document in single:
         reader.read(document)
     return reader.world(host_network_as_pods)
 
 
 def _is_read(document: Document) -> bool:
     return document.kind in _GROUPS.get(document.group, ())
+
+
+def _without_copies(documents: Iterable[Document], warnings: list[str]) -> Iterator[Document]:
+    """Folders often repeat a Namespace, word for word: that leaves nothing to chance. A policy that
+    is there twice is a slip all the same, most likely of its name."""
+    seen: dict[tuple[str, str], list[Document]] = {}
+    for document in documents:
+        if not _is_read(document) or document.kind in _POLICIES or not document.name:
+            yield document
+            continue
+        alike = seen.setdefault((document.kind, document.name), [])
+        first = next((other for other in alike if other.obj == document.obj), None)
+        if first is not None:
+            text = f"is the same, word for word, as in {first.origin}; it counts once"
+            warnings.append(f"{document.origin}: {name_of(document)}: {text}")
+            continue
+        alike.append(document)
+        yield document
 
 
 @dataclass
@@ -149,7 +176,7 @@ class _Reader:
         elif kind in TEMPLATES or kind == "Pod":
             self.workloads.add(document)
         elif kind in entry_rules.KINDS:
-            self.entries += entry_rules.read_entries(document, self.namespace)
+            self.entries += entry_rules.read_entries(document, self.namespace, self.warnings)
         else:
             _READERS.get(kind, _Reader.policy)(self, document)
 
@@ -164,6 +191,11 @@ class _Reader:
 
     def service(self, document: Document) -> None:
         found = convert(document, document.obj, Service)
+        for index, port in enumerate(found.spec.ports):
+            target = port.target_port if isinstance(port.target_port, int) else None
+            check_port(document, f"spec.ports[{index}].port", port.port)
+            check_port(document, f"spec.ports[{index}].targetPort", target or port.port)
+            check_protocol(document, f"spec.ports[{index}].protocol", port.protocol)
         place = found.metadata.namespace or self.namespace
         metadata = msgspec.structs.replace(found.metadata, namespace=place)
         self.services[Key(place, document.name)] = msgspec.structs.replace(found, metadata=metadata)
@@ -172,6 +204,9 @@ class _Reader:
 
     def policy(self, document: Document) -> None:
         policy = read_policy(document, self.namespace)
+        if policy.ref in self.policies:
+            text = f"is already in {self.origins[policy.ref].origin}; keep one of them"
+            raise UsageError(f"{document.origin}: {policy.ref}: {text}")
         self._tell_unknown_fields(document)
         self.policies[policy.ref] = policy
         self.origins[policy.ref] = document
@@ -216,6 +251,7 @@ class _Reader:
             talkers = [
                 replace(talker, view=replace(talker.view, host_network=False)) for talker in talkers
             ]
+        self.warnings += entry_rules.lead_nowhere(self.entries, self.services, talkers)
         return StaticWorld(
             world=make_world([talker.view for talker in talkers], self.namespaces, self.nodes),
             talkers=tuple(talkers),

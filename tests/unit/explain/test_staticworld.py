@@ -74,6 +74,8 @@ def test_pods_stand_for_their_owner_as_far_up_as_is_known() -> None:
         "x/gone-2[ReplicaSet]": ["x/y"],
         "x/web[Deployment]": ["x/web-1-a"],
     }
+    # The Deployment is not here: who made the pod stands for it, and its template does not.
+    assert [str(t.owner) for t in _read(replicas, pod).talkers] == ["x/web-1[ReplicaSet]"]
     # Without the pod the uppermost template speaks, once.
     assert [str(t) for t in _read(deployment, replicas).talkers] == ["x/web[Deployment]"]
 
@@ -178,9 +180,70 @@ def test_a_workload_that_cannot_be_read_is_refused() -> None:
 
 def test_the_same_object_twice_is_refused_where_it_counts() -> None:
     with pytest.raises(UsageError, match=r"Pod x/a: is already in f.yaml:1"):
-        _read(POD.format("a", ""), POD.format("a", ""))
+        _read(POD.format("a", ""), POD.format("a", ", labels: {v: two}"))
+    with pytest.raises(UsageError, match=r"NetworkPolicy x/p: is already in f.yaml:1"):
+        _read(POLICY, POLICY)
+    # One object in two of the groups that had it, or with a namespace it cannot have.
+    with pytest.raises(UsageError, match=r"NetworkPolicy x/p: is already in f.yaml:1"):
+        _read(POLICY, POLICY.replace("networking.k8s.io/v1", "extensions/v1beta1"))
+    with pytest.raises(UsageError, match=r"AdminNetworkPolicy NAME: is already in f.yaml:1"):
+        _read(ADMIN, ADMIN.replace("{name: NAME}", "{name: NAME, namespace: x}"))
     config = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: c}\n"
     assert len(_read(config, config).warnings) == 2
+
+
+def test_what_is_there_twice_word_for_word_counts_once() -> None:
+    namespace = "apiVersion: v1\nkind: Namespace\nmetadata: {name: x, labels: {a: b}}\n"
+    static = _read(namespace, POD.format("a", ""), namespace, POD.format("a", ""))
+    assert [str(talker) for talker in static.talkers] == ["x/a[Pod]"]
+    assert static.warnings == (
+        "f.yaml:9: Namespace x: is the same, word for word, as in f.yaml:1; it counts once",
+        "f.yaml:13: Pod x/a: is the same, word for word, as in f.yaml:5; it counts once",
+    )
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("containerPort: 80, protocol: tcp", r'protocol: Unsupported value: "tcp"'),
+        ("containerPort: 70000", r"containerPort: Invalid value: 70000: must be between"),
+        ("containerPort: 0", r"containerPort: Invalid value: 0: must be between"),
+    ],
+)
+def test_ports_that_are_none_are_refused(spec: str, message: str) -> None:
+    template = f"{{spec: {{containers: [{{}}, {{ports: [{{{spec}}}]}}]}}}}"
+    path = r"spec\.template\.spec\.containers\[1\]\.ports\[0\]\."
+    with pytest.raises(UsageError, match=rf"f.yaml:4: Deployment x/a: {path}{message}"):
+        _read(_workload("Deployment", "a", template))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("port: 9000", "port: 0", r"spec.ports\[1\].port: Invalid value: 0"),
+        (
+            "targetPort: web",
+            "targetPort: 65536",
+            r"spec.ports\[0\].targetPort: Invalid value: 65536",
+        ),
+        ("protocol: UDP", "protocol: udp", r'spec.ports\[2\].protocol: Unsupported value: "udp"'),
+    ],
+)
+def test_a_service_port_that_is_none_is_refused(old: str, new: str, message: str) -> None:
+    with pytest.raises(UsageError, match=rf"f.yaml:\d+: Service x/web: {message}"):
+        _read(SERVICE.replace(old, new))
+
+
+@pytest.mark.parametrize("status", ["{podIPs: [{ip: nope}]}", "{podIP: 10.0.0.0/8}"])
+def test_an_address_that_is_none_is_refused(status: str) -> None:
+    with pytest.raises(UsageError, match=r"Pod x/a: status\.podIP.*must be a valid IP address"):
+        _read(POD.format("a", "") + f"status: {status}\n")
+
+
+def test_the_address_of_a_pod_is_in_either_field() -> None:
+    for status in ("{podIP: 10.0.0.1}", "{podIP: 10.0.0.1, podIPs: [{ip: 10.0.0.1}]}"):
+        (talker,) = _read(POD.format("a", "") + f"status: {status}\n").talkers
+        assert list(map(str, talker.view.ips)) == ["10.0.0.1"]
 
 
 ADMIN = """\
@@ -251,6 +314,67 @@ def test_entries_lead_to_the_pods_own_ports(entries: list[str], ports: str) -> N
     static = StaticReach(_read(WEB, SERVICE, *entries))
     lines = [line for line in render_connlist(static.connections()) if line.startswith("{")]
     assert lines == ([f"{{ingress-controller}} => x/web[Pod] : {ports}"] if ports else [])
+
+
+@pytest.mark.parametrize(
+    ("objects", "told"),
+    [
+        ([INGRESS], "Service x/web, which is not among these objects"),
+        ([INGRESS, SERVICE], "Service x/web, whose selector matches no pod"),
+        (
+            [INGRESS, SERVICE.replace("  selector: {app: web}\n", ""), WEB],
+            "Service x/web, which has no selector: what is behind it is not known",
+        ),
+        (
+            [INGRESS.replace("name: http", "number: 81"), SERVICE, WEB],
+            "Service x/web, which has no TCP port 81",
+        ),
+        (
+            [INGRESS, SERVICE, WEB.replace("name: web, containerPort", "name: b, containerPort")],
+            "Service x/web, whose targetPort is a name that no pod behind it has",
+        ),
+    ],
+)
+def test_an_entry_that_leads_nowhere_is_told(objects: list[str], told: str) -> None:
+    read = _read(*objects)
+    assert read.warnings == (f"f.yaml:1: Ingress x/i: leads to {told}",)
+    assert list(StaticReach(read).blocked_entries()) == []
+
+
+def test_a_backend_of_v1beta1_leads_nowhere_and_is_told() -> None:
+    old = INGRESS.replace("service: {name: web, port: {name: http}}", "serviceName: web")
+    (told,) = _read(old.replace("/v1", "/v1beta1")).warnings
+    assert told.startswith("f.yaml:1: Ingress x/i: its backend web is written as in v1beta1")
+
+
+@pytest.mark.parametrize(
+    ("entry", "path"),
+    [
+        (INGRESS.replace("{paths", "[{paths").replace("]}\n", "]}]\n"), r"spec.rules\[0\].http"),
+        (INGRESS.replace("{name: web, port: {name: http}}", "web"), r"spec.*backend.service"),
+        (ROUTE.replace("[{name: gw}]", "gw"), "spec.parentRefs"),
+        (OPENSHIFT.replace("{kind: Service, name: web}", "web"), "spec.to"),
+    ],
+)
+def test_an_entry_that_cannot_be_read_is_refused(entry: str, path: str) -> None:
+    with pytest.raises(UsageError, match=rf"f.yaml:\d: \w+ \w/\w: {path}: Expected"):
+        _read(entry)
+
+
+@pytest.mark.parametrize(
+    ("entry", "port"),
+    [
+        (INGRESS.replace("name: http", "number: 8080"), "9090"),
+        (OPENSHIFT.replace("name: web}", "name: web}, port: {targetPort: 8080}"), "8080"),
+    ],
+)
+def test_a_number_that_is_both_of_service_and_pod(entry: str, port: str) -> None:
+    ports = (
+        "  - {name: a, port: 80, targetPort: 8080}\n  - {name: b, port: 8080, targetPort: 9090}\n"
+    )
+    service = SERVICE.partition("  - ")[0] + ports
+    lines = render_connlist(StaticReach(_read(WEB, service, entry)).connections())
+    assert f"{{ingress-controller}} => x/web[Pod] : TCP {port}" in lines
 
 
 def test_an_entry_that_policies_close_is_told() -> None:
