@@ -5,14 +5,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from importlib.resources import files
 from typing import Any
-
-import yaml
 
 from podwire.apiserver import pipeline
 from podwire.apiserver.authn import ADMIN
 from podwire.apiserver.context import Context
+from podwire.apiserver.definitions import DEFINITIONS, definition
 from podwire.apiserver.ownservice import ensure_own_service
 from podwire.apiserver.request import Target
 from podwire.apiserver.service_allocation import DEFAULT_CIDR
@@ -21,12 +19,6 @@ from podwire.apiserver.strategy import now_text
 from podwire.objects.meta import JsonObject, Key
 
 NAMESPACES = ("default", "kube-system", "kube-public", "kube-node-lease")
-DEFINITIONS = (
-    "adminnetworkpolicies",
-    "baselineadminnetworkpolicies",
-    "clusternetworkpolicies",
-)
-"""Kinds of policy.networking.k8s.io that are there without anybody applying their definition."""
 _CRDS = ("apiextensions.k8s.io", "v1", "customresourcedefinitions")
 _SERVICE_CIDRS = ("networking.k8s.io", "v1", "servicecidrs")
 _LOG = logging.getLogger(__name__)
@@ -50,21 +42,12 @@ async def bootstrap(ctx: Context) -> None:
         _ensure(
             ctx, ("scheduling.k8s.io", "v1", "priorityclasses"), "", _priority_class(name, value)
         )
+    # Created where there are none and never written over: upstream's own, applied by a user, take
+    # their place.
     for plural in DEFINITIONS:
         _ensure(ctx, _CRDS, "", definition(plural))
     await ctx.store.committed()
     ctx.ready = True
-
-
-def definition(plural: str) -> JsonObject:
-    """The CustomResourceDefinition of one of `DEFINITIONS`.
-
-    It is created where there is none and never written over: upstream's own, applied by a user,
-    takes its place.
-    """
-    text = (files("podwire.apiserver") / "data" / f"crd-{plural}.yaml").read_bytes()
-    document: JsonObject = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    return document
 
 
 def keep_service_cidr(ctx: Context) -> None:

@@ -11,7 +11,7 @@ import yaml
 from podwire.cli.output import lab_option, print_structured, print_table
 from podwire.cli.policyflows import live_flows
 from podwire.errors import UsageError
-from podwire.explain.staticworld import CLUSTER_POLICIES
+from podwire.explain.policyfiles import CLUSTER_POLICIES
 from podwire.objects.documents import Document, load
 from podwire.policy.flowdocument import FlowLogDocument, read_flow_log
 from podwire.policy.staging import COLUMNS, StagedReport, report_staged, rows, summary, with_stage

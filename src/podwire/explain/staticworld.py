@@ -8,44 +8,37 @@ line, object and field; what says nothing about connections is skipped, and `war
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 
-from podwire.apiserver.fields import FieldError
-from podwire.apiserver.schema import builtin, prune
-from podwire.apiserver.validation.meta import validate_selector
-from podwire.apiserver.validation.network import validate_network_policy
 from podwire.errors import PolicyError, UsageError
 from podwire.explain import entries as entry_rules
 from podwire.explain.entries import Entry
+from podwire.explain.policyfiles import (
+    CLUSTER_POLICIES,
+    NETWORK_POLICY,
+    policy_doubts,
+    read_policy,
+)
 from podwire.explain.reading import (
     check_port,
     check_protocol,
     convert,
     name_of,
-    place_of,
-    without_nulls,
 )
 from podwire.explain.workloads import TEMPLATES, Gathered, Owner, Talker
 from podwire.objects.core import Namespace, Node, Service
 from podwire.objects.documents import Document, refuse_duplicates
-from podwire.objects.meta import JsonObject, Key
-from podwire.objects.policy import ClusterPolicy, NetworkPolicy
+from podwire.objects.meta import Key
 from podwire.policy.evaluate import PolicySet
 from podwire.policy.model import Policy, PolicyRef, Rule
-from podwire.policy.parse import parse_network_policy
-from podwire.policy.parse_cluster import parse_cluster_policy
 from podwire.policy.staging import is_staged, stage_namespaces
 from podwire.policy.world import NodeView, World, make_world, view_node
 
 _POLICY_GROUP: Final = "policy.networking.k8s.io"
-CLUSTER_POLICIES: Final = frozenset(
-    {"ClusterNetworkPolicy", "AdminNetworkPolicy", "BaselineAdminNetworkPolicy"}
-)
 _GROUPS: Final[Mapping[str, frozenset[str]]] = {
     "": frozenset({"Pod", "ReplicationController", "Namespace", "Node", "Service"}),
     "apps": frozenset({"Deployment", "StatefulSet", "DaemonSet", "ReplicaSet"}),
@@ -56,7 +49,7 @@ _GROUPS: Final[Mapping[str, frozenset[str]]] = {
     "gateway.networking.k8s.io": entry_rules.ROUTES,
     _POLICY_GROUP: CLUSTER_POLICIES,
 }
-_POLICIES: Final = CLUSTER_POLICIES | {"NetworkPolicy"}
+_POLICIES: Final = CLUSTER_POLICIES | {NETWORK_POLICY}
 _SHOWN: Final = 3
 
 
@@ -207,7 +200,7 @@ class _Reader:
         if policy.ref in self.policies:
             text = f"is already in {self.origins[policy.ref].origin}; keep one of them"
             raise UsageError(f"{document.origin}: {policy.ref}: {text}")
-        self._tell_unknown_fields(document)
+        self.warnings += policy_doubts(document, policy)
         self.policies[policy.ref] = policy
         self.origins[policy.ref] = document
         if policy.ref.kind == "AdminNetworkPolicy":
@@ -222,19 +215,6 @@ class _Reader:
                 raise PolicyError(
                     f"{document.line_of('spec.priority')}: {policy.ref}", "spec.priority", text
                 )
-
-    def _tell_unknown_fields(self, document: Document) -> None:
-        """A misspelt field is lost without a word, and a policy without it means something else."""
-        schema = builtin(document.group, document.api_version.rpartition("/")[2], document.kind)
-        if schema is None:
-            return
-        for path in prune(copy.deepcopy(document.obj), schema):
-            if path == "status":  # of older servers, which wrote one
-                continue
-            self.warnings.append(
-                f"{document.line_of(path)}: {name_of(document, self.namespace)}: "
-                f'unknown field "{path}" means nothing'
-            )
 
     # --- together ---
 
@@ -275,50 +255,3 @@ _READERS: Final[Mapping[str, Callable[[_Reader, Document], None]]] = {
     "Node": _Reader.node,
     "Service": _Reader.service,
 }
-
-
-def read_policy(document: Document, namespace: str = "default") -> Policy:
-    """Any policy kind; the error names file, line, object and field.
-
-    Beyond what would mean nothing, what an API server refuses is refused, in its words.
-    """
-    cluster = document.kind in CLUSTER_POLICIES
-    scope = "" if cluster else (document.namespace or namespace)
-    ref = PolicyRef(document.kind, scope, document.name)
-    cause: Exception
-    try:
-        raw = without_nulls(document.obj)
-        if cluster:
-            policy = parse_cluster_policy(msgspec.convert(raw, ClusterPolicy))
-        else:
-            obj = msgspec.convert(raw, NetworkPolicy)
-            metadata = msgspec.structs.replace(obj.metadata, namespace=scope)
-            policy = parse_network_policy(msgspec.structs.replace(obj, metadata=metadata))
-        for broken in _broken_rules(raw, cluster):
-            raise PolicyError(ref, broken.field, broken.message)
-        return policy
-    except PolicyError as error:
-        path, text, cause = error.path, error.message, error
-    except msgspec.ValidationError as error:
-        (text, path), cause = place_of(error), error
-    raise PolicyError(f"{document.line_of(path)}: {ref}", path, text) from cause
-
-
-def _broken_rules(raw: JsonObject, cluster: bool) -> Iterator[FieldError]:
-    """Of cluster policies the selectors: their schema is stricter than their v1alpha1 clients."""
-    if not cluster:
-        yield from validate_network_policy(raw)
-        return
-    for selector, path in _selectors(raw.get("spec"), "spec"):
-        yield from validate_selector(selector, path)
-
-
-def _selectors(value: Any, path: str) -> Iterator[tuple[JsonObject, str]]:
-    if isinstance(value, list):
-        for index, inner in enumerate(value):
-            yield from _selectors(inner, f"{path}[{index}]")
-    elif isinstance(value, dict):
-        if "matchLabels" in value or "matchExpressions" in value:
-            yield value, path
-        for key, inner in value.items():
-            yield from _selectors(inner, f"{path}.{key}")

@@ -155,6 +155,8 @@ def _peers(ref: PolicyRef, path: str, raw: Mapping[str, Any], direction: Directi
         return [_pods(ref, path, peer.namespaces, peer.pods)]
     if direction == "ingress":
         raise PolicyError(ref, f"{path}.{name}", "is for egress only")
+    if peer.networks == [] or peer.domain_names == []:
+        raise PolicyError(ref, f"{path}.{name}", "needs at least one")
     if peer.networks is not None:
         return [
             NetworkPeer(read_network(ref, f"{path}.networks[{i}]", text))
@@ -169,14 +171,10 @@ def _peers(ref: PolicyRef, path: str, raw: Mapping[str, Any], direction: Directi
 
 
 def _ports(ref: PolicyRef, path: str, rule: ClusterPolicyRule) -> tuple[PortMatch, ...] | None:
-    if rule.protocols is not None:
-        return (
-            tuple(
-                _protocol(ref, f"{path}.protocols[{i}]", raw)
-                for i, raw in enumerate(rule.protocols)
-            )
-            or None
-        )
+    """Each version has a field of its own; the other's is unknown to it, and means nothing."""
+    if ref.kind not in _KIND_TIERS:
+        rows = enumerate(rule.protocols or ())
+        return tuple(_protocol(ref, f"{path}.protocols[{i}]", raw) for i, raw in rows) or None
     if not rule.ports:
         return None
     found = (_admin_port(ref, f"{path}.ports[{i}]", port) for i, port in enumerate(rule.ports))

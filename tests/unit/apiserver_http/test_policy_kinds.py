@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from podwire.apiserver.bootstrap import DEFINITIONS, definition
+from podwire.apiserver.definitions import DEFINITIONS, definition
 
 from .conftest import Api, config_for, serving
 

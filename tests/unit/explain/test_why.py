@@ -11,9 +11,9 @@ from service_worlds import make_service, make_slice
 
 from podwire.errors import NotFoundError, UsageError
 from podwire.explain.endpoints import Snapshot
+from podwire.explain.policyfiles import read_policy
 from podwire.explain.probes.wire import Probe
 from podwire.explain.staticlive import make_static
-from podwire.explain.staticworld import read_policy
 from podwire.explain.why import Explanation, Step, explain
 from podwire.explain.whyendpoints import why_no_endpoints, why_not_ready
 from podwire.explain.whylive import Live, choosing_rules, first_packet, judge
