@@ -8,9 +8,9 @@ from typing import Any
 from hypothesis import given
 from policy_worlds import PolicyWorld, worlds
 
-from podwire.apiserver.definitions import DEFINITIONS, definition
 from podwire.apiserver.decode import decode_object
 from podwire.apiserver.defaults import apply_defaults
+from podwire.apiserver.definitions import DEFINITIONS, definition
 from podwire.apiserver.schema import Schema, builtin, schema_from_crd
 from podwire.apiserver.validation import validate_create
 
