@@ -75,6 +75,38 @@ spec: {podSelector: {matchLabels: {app: box}}, policyTypes: [Egress]}
 """
 
 
+ITSELF = """
+apiVersion: v1
+kind: Pod
+metadata: {name: lone, namespace: shop, labels: {app: lone}}
+spec:
+  nodeName: node-1
+  terminationGracePeriodSeconds: 0
+  containers: [{name: c, image: nginx, ports: [{containerPort: 8080}]}]
+---
+apiVersion: v1
+kind: Service
+metadata: {name: lone, namespace: shop}
+spec: {selector: {app: lone}, ports: [{port: 80, targetPort: 8080}]}
+"""
+ISOLATED = """
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {{name: lone, namespace: shop}}
+spec: {{podSelector: {{matchLabels: {{app: lone}}}}, policyTypes: [{0}]}}
+"""
+OPENED = """
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: itself, namespace: shop}
+spec:
+  podSelector: {matchLabels: {app: lone}}
+  policyTypes: [Ingress, Egress]
+  ingress: [{from: [{podSelector: {matchLabels: {app: lone}}}]}]
+  egress: [{to: [{podSelector: {matchLabels: {app: lone}}}]}]
+"""
+
+
 @pytest.fixture(scope="module", params=["routed", "kubenet"])
 def lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
     with Lab(f"np-{request.param}", nodes=2, network=request.param, dns="none") as lab:
@@ -143,6 +175,29 @@ def test_a_node_always_reaches_its_own_pods_and_no_others(
     policies(DENY)
     assert reached(lab, tools, "node-1", "shop/server-1")
     assert not reached(lab, tools, "node-1", "shop/server-2")
+
+
+def test_a_pod_that_meets_itself_through_a_service_is_judged(
+    lab: Lab, tools: Any, policies: Any
+) -> None:
+    """Both directions are; by its own address a pod always reaches itself (README, profiles)."""
+    lab.apply_text(ITSELF)
+    lab.wait_ready(30)
+    service = lab.call(lambda api: api.get(kinds.SERVICE, "lone", "shop"))
+
+    def through_service() -> bool:
+        address = service.spec.cluster_ip
+        probe = Probe(source="shop/lone", address=address, port=80, timeout_s=0.3)
+        (result,) = tools.ask(lab, "node-1", probe)
+        return result.verdict == "allowed"
+
+    assert through_service()
+    for direction in ("Ingress", "Egress"):
+        policies(ISOLATED.format(direction))
+        assert not through_service(), direction
+        assert reached(lab, tools, "shop/lone", "shop/lone")
+    policies(OPENED)
+    assert through_service()
 
 
 def test_a_label_opens_and_closes(lab: Lab, tools: Any, policies: Any) -> None:
