@@ -30,10 +30,10 @@ from podwire.dns.records import Zone
 from podwire.dns.server import Server, bind
 from podwire.lab import fabric, nodelocal
 from podwire.lab import publish as relay
-from podwire.lab.holder import Context
 from podwire.lab.outsidezone import OutsideZone, default_zone
 from podwire.lab.podroutes import PodRoutes
 from podwire.lab.spec import API_PORT, OUTSIDE
+from podwire.lab.supervised import Context
 from podwire.lab.wire import ForkSpawner
 from podwire.runtime.config import KubeletConfig
 from podwire.runtime.oci import OciRuntime

@@ -23,7 +23,6 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -37,14 +36,12 @@ from podwire.lab.fabric import Fabric
 from podwire.lab.nodelocal import open_node_local
 from podwire.lab.paths import LabPaths
 from podwire.lab.spec import OUTSIDE, ROUTER, LabSpec, NodeSpec, PublishSpec
+from podwire.lab.supervised import Component, Context, Published, Spawned
 
 _LOG = logging.getLogger("podwire.holder")
 
 # The node agent's exit status when its Node object was deleted: take the node down, no restart.
 EXIT_NODE_REMOVED = 75
-_BACKOFF_S = (0.0, 0.05, 0.2, 0.5, 1.0)
-# A component that lived this long starts its back-off anew.
-_STEADY_S = 10.0
 _REMEMBERED_EXITS = 4096
 # Descriptors that may ride along with one request.
 _MAX_SOCKETS = 64
@@ -70,55 +67,6 @@ class HolderRecord(msgspec.Struct, frozen=True):
     @property
     def identity(self) -> proc.Identity:
         return proc.Identity(self.pid, self.start_ticks, self.boot)
-
-
-@dataclass
-class Context:
-    """What a component is started with; everything in it was made before the fork."""
-
-    spec: LabSpec
-    paths: LabPaths
-    incarnation: str
-    api_socket: socket.socket
-    node: NodeSpec | None = None
-    published: Published | None = None
-    sockets: tuple[socket.socket, ...] = ()
-
-
-@dataclass(frozen=True)
-class Published:
-    """A listening socket of the host and where its connections go."""
-
-    spec: PublishSpec
-    listener: socket.socket
-
-
-@dataclass
-class Component:
-    """One supervised process. `entry` is "module:function", called with a `Context`.
-
-    `host` is the host of the fabric in whose namespace it runs; without one it is the lab's."""
-
-    name: str
-    entry: str
-    node: NodeSpec | None = None
-    host: str = ""
-    published: Published | None = None
-    sockets: tuple[socket.socket, ...] = ()
-    """They outlive the process: what comes while it is restarted waits."""
-    pid: int = 0
-    started: float = 0.0
-    restarts: int = 0
-    failures: int = 0
-    due: float | None = 0.0
-
-
-@dataclass
-class Spawned:
-    key: str
-    pid: int
-    started_at: float
-    owner: socket.socket | None
 
 
 class Holder:
@@ -333,11 +281,7 @@ class Holder:
         if component.node is not None and code == EXIT_NODE_REMOVED:
             self._remove_node(component.node)
             return
-        lived = time.monotonic() - component.started
-        component.failures = 0 if lived > _STEADY_S else component.failures + 1
-        delay = _BACKOFF_S[min(component.failures, len(_BACKOFF_S) - 1)]
-        component.restarts += 1
-        component.due = time.monotonic() + delay
+        lived = component.ended(time.monotonic())
         _LOG.warning("%s ended with %d after %.1f s; restarting", component.name, code, lived)
 
     def _spawned_ended(self, spawned: Spawned, code: int) -> None:

@@ -16,8 +16,8 @@ from podwire.agents.bgp import find_exabgp
 from podwire.agents.config import BgpConfig
 from podwire.errors import UsageError
 from podwire.kernel import sysctl
-from podwire.lab.holder import Context
 from podwire.lab.spec import LabSpec
+from podwire.lab.supervised import Context
 
 
 def find_bird() -> str:
