@@ -243,6 +243,29 @@ def test_stale_answers_survive_an_upstream_that_is_silent_or_fails() -> None:
     run(scenario())
 
 
+def test_renewals_of_a_silent_upstream_are_bounded() -> None:
+    async def scenario() -> None:
+        scene = Scene("{\n serve_stale 1h\n }")
+        names = [f"n{number}.example.org" for number in range(300)]
+        for name in names:
+            await scene.ask(name)
+        await asyncio.sleep(400)
+        scene.upstream.down = True
+        before = scene.asked
+        for name in names:
+            assert (await scene.ttl(name)) == 0
+        await asyncio.sleep(1)
+        assert scene.asked - before == 100
+        scene.upstream.down = False
+        await asyncio.sleep(30)
+        assert (await scene.ttl(names[-1])) == 0
+        await asyncio.sleep(1)
+        assert (await scene.ttl(names[-1])) > 0
+        await scene.close()
+
+    run(scenario())
+
+
 def test_verify_asks_first() -> None:
     async def scenario() -> None:
         scene = Scene("{\n serve_stale 1h verify\n }")

@@ -14,6 +14,7 @@ import asyncio
 import contextlib
 import random
 from collections.abc import Callable, Iterable, Sequence
+from typing import Final
 
 from podwire.dns import packet
 from podwire.dns.cache import Cache, Entry, cache_key
@@ -22,6 +23,11 @@ from podwire.dns.packet import Edns
 from podwire.dns.plugins.loadbalance import shuffle
 from podwire.dns.request import Failure, Handler, Reply, Request
 from podwire.dns.zones import in_zone
+
+
+# Nobody waits for a renewal, and so nothing else bounds how many there are: with an upstream that is
+# silent each lasts its 5 s, and every name that is asked for while it is stale begins one.
+_RENEWALS_MAX: Final = 100
 
 
 class CachePlugin:
@@ -133,7 +139,7 @@ class CachePlugin:
 
     def _renew(self, entry: Entry, request: Request, key: bytes) -> None:
         """Ask again behind the client's back; once at a time per entry."""
-        if entry.refreshing:
+        if entry.refreshing or len(self._tasks) >= _RENEWALS_MAX:
             return
         entry.refreshing = True
         task = asyncio.get_running_loop().create_task(self._renewing(entry, request, key))
