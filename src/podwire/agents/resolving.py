@@ -36,6 +36,7 @@ from podwire.kernel import netns
 
 _PORT: Final = 53
 _MAX_TYPES: Final = 8
+_FAILURES: Final = (dns.rcode.SERVFAIL, dns.rcode.NOTIMP, dns.rcode.REFUSED)
 
 
 @dataclass(frozen=True)
@@ -69,11 +70,12 @@ class Resolving:
         except LookupError as error:
             raise NotFoundError(str(error)) from error
         loop = asyncio.get_running_loop()
-        found = await loop.run_in_executor(self._thread, _walk, place, wanted, kinds)
+        found = await loop.run_in_executor(self._thread, walk, place, wanted, kinds)
         return web.Response(body=msgspec.json.encode(found), content_type="application/json")
 
 
-def _walk(place: Place, wanted: DnsRequest, kinds: list[dns.rdatatype.RdataType]) -> DnsResponse:
+def walk(place: Place, wanted: DnsRequest, kinds: list[dns.rdatatype.RdataType]) -> DnsResponse:
+    """The search list with real queries, from the calling thread."""
     text = _read(place.resolv_conf)
     resolver = parse_resolver(text)
     line = find_in_hosts(_read(place.hosts), wanted.name)
@@ -94,31 +96,41 @@ def _read(path: Path) -> str:
 
 
 def _ask(place: Place, resolver: Resolver, name: str, kind: dns.rdatatype.RdataType) -> DnsExchange:
-    """As glibc: every server in turn, `attempts` times over; the first answer counts."""
+    """As glibc: every server in turn, `attempts` times over, until one has an answer or denies it;
+    what fails counts where nothing better comes (resolv/res_send.c)."""
     query = dns.message.make_query(name, kind)
     started, tries, error = time.monotonic(), 0, "no name server"
     what = dns.rdatatype.to_text(kind)
-    for _ in range(resolver.attempts):
-        for server in resolver.nameservers:
-            tries += 1
-            try:
-                answer, tcp = _exchange(place.netns, server, query, resolver.timeout_s)
-            except (OSError, KernelError, dns.exception.DNSException, ValueError) as failed:
-                error = f"{server}: {_words(failed)}"
-                continue
-            return DnsExchange(
-                name=name,
-                type=what,
-                server=server,
-                rcode=dns.rcode.to_text(answer.rcode()),
-                records=_lines(answer.answer),
-                authority=_lines(answer.authority),
-                took_ms=round((time.monotonic() - started) * 1000, 3),
-                tries=tries,
-                tcp=tcp,
-            )
-    took = round((time.monotonic() - started) * 1000, 3)
-    return DnsExchange(name, what, error=error, tries=tries, took_ms=took)
+    failed: DnsExchange | None = None
+    for server in resolver.nameservers * resolver.attempts:
+        tries += 1
+        try:
+            answer, tcp = _exchange(place.netns, server, query, resolver.timeout_s)
+        except (OSError, KernelError, dns.exception.DNSException, ValueError) as silent:
+            error = f"{server}: {_words(silent)}"
+            continue
+        found = DnsExchange(
+            name=name,
+            type=what,
+            server=server,
+            rcode=dns.rcode.to_text(answer.rcode()),
+            records=_lines(answer.answer),
+            authority=_lines(answer.authority),
+            took_ms=_since(started),
+            tries=tries,
+            tcp=tcp,
+        )
+        if answer.rcode() not in _FAILURES:
+            return found
+        failed = found
+    if failed is not None:
+        return failed
+    return DnsExchange(name, what, error=error, tries=tries, took_ms=_since(started))
+
+
+def _since(started: float) -> float:
+    """Milliseconds."""
+    return round((time.monotonic() - started) * 1000, 3)
 
 
 def _words(failed: Exception) -> str:

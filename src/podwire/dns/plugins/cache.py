@@ -24,9 +24,8 @@ from podwire.dns.plugins.loadbalance import shuffle
 from podwire.dns.request import Failure, Handler, Reply, Request
 from podwire.dns.zones import in_zone
 
-
-# Nobody waits for a renewal, and so nothing else bounds how many there are: with an upstream that is
-# silent each lasts its 5 s, and every name that is asked for while it is stale begins one.
+# Nobody waits for a renewal, and so nothing else bounds how many there are: with an upstream that
+# is silent each lasts its 5 s, and every name that is asked for while it is stale begins one.
 _RENEWALS_MAX: Final = 100
 
 
