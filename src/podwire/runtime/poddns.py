@@ -54,11 +54,11 @@ class PodDns:
 
 
 def parse_resolv_conf(text: str) -> ResolvConf:
-    """A node's file as kubelet reads it: name servers add up, of `search` and `options` the last
-    line counts, and a search domain's trailing dot is dropped (the root alone stays)."""
+    """A node's file as kubelet reads it: name servers and, by name, options add up, of `search` the
+    last line counts, and a search domain's trailing dot is dropped (the root alone stays)."""
     nameservers: list[str] = []
     searches: list[str] = []
-    options: list[str] = []
+    options: dict[str, str] = {}
     for line in text.splitlines():
         keyword, *values = line.split() or [""]
         if keyword == "nameserver":
@@ -66,8 +66,8 @@ def parse_resolv_conf(text: str) -> ResolvConf:
         elif keyword == "search":
             searches = [value.removesuffix(".") or "." for value in values]
         elif keyword == "options":
-            options = values
-    return ResolvConf(tuple(nameservers), tuple(searches), tuple(options))
+            options.update((value.partition(":")[0], value) for value in values)
+    return ResolvConf(tuple(nameservers), tuple(searches), tuple(options.values()))
 
 
 def local_resolver(node_ips: Iterable[IPv4Address | IPv6Address]) -> ResolvConf:

@@ -157,11 +157,11 @@ def test_searches_are_cut_to_what_resolvers_take(searches: list[str], kept: int)
 def test_a_node_file_is_read_as_kubelet_reads_it() -> None:
     node = parse_resolv_conf(
         "# a comment\n; another\nnameserver 1.1.1.1\nnameserver\n search old.example\n"
-        "nameserver 2.2.2.2 trailing\nsearch Corp.example. . b.c\noptions rotate\n"
+        "nameserver 2.2.2.2 trailing\nsearch Corp.example. . b.c\noptions rotate ndots:1\n"
         "options ndots:2 timeout:3\nsortlist 1.0.0.0\n\n"
     )
     assert node == ResolvConf(
-        ("1.1.1.1", "2.2.2.2"), ("Corp.example", ".", "b.c"), ("ndots:2", "timeout:3")
+        ("1.1.1.1", "2.2.2.2"), ("Corp.example", ".", "b.c"), ("rotate", "ndots:2", "timeout:3")
     )
 
 
