@@ -7,9 +7,14 @@ from typing import Any
 
 import msgspec
 import pytest
+from dns_worlds import World, headless, rows, slice_of
 
 from podwire.apiserver.validation.pod import validate_pod_spec
+from podwire.controllers.endpoints.members import compile_member
+from podwire.controllers.views import Pod as ControllersPod
+from podwire.dns.views import Endpoint
 from podwire.errors import ContainerError
+from podwire.objects import core
 from podwire.objects.core import Pod
 from podwire.runtime.hostfiles import (
     hostname,
@@ -44,7 +49,7 @@ def test_host_network_hosts_begin_with_the_node_file() -> None:
     assert text == "# Kubernetes-managed hosts file (host network).\n127.0.0.1 localhost\n"
 
 
-NODE = "node-1"
+NODE, ADDRESS = "node-1", "10.244.0.5"
 FQDN = "busybox1.busybox-subdomain.shop.svc.cluster.local"
 OWN_FQDN = "web-0.busybox-subdomain.shop.svc.cluster.local"
 ANY = "www.example.com"
@@ -128,16 +133,36 @@ def _canonical(this: Pod) -> str:
     if this.spec.host_network:
         return NODE
     kernel = kernel_hostname(this, DOMAIN, NODE)
-    hosts = render_hosts(["10.244.0.5"], *hostname(this, DOMAIN))
+    hosts = render_hosts([ADDRESS], *hostname(this, DOMAIN))
     return next(line.split()[1] for line in hosts.splitlines() if kernel in line.split()[1:])
 
 
 def _record(this: Pod) -> str | None:
-    """What the endpoints controller publishes: `hostname` and `subdomain` as they are written."""
-    spec = this.spec
-    if not (spec.hostname and spec.subdomain):
-        return None
-    return f"{spec.hostname}.{spec.subdomain}.{this.metadata.namespace}.svc.{DOMAIN}"
+    """The pod's name that cluster DNS serves: through the slice it is in of a headless Service that
+    is called like the subdomain."""
+    sub = FIELDS["subdomain"]
+    body = {"clusterIP": "None", "selector": {"app": "web"}}
+    service = msgspec.convert(
+        {"metadata": {"name": sub, "namespace": "shop"}, "spec": body}, core.Service
+    )
+    status = {"podIPs": [{"ip": ADDRESS}], "conditions": [{"type": "Ready", "status": "True"}]}
+    member = compile_member(
+        service,
+        msgspec.convert({**msgspec.to_builtins(this), "status": status}, ControllersPod),
+        msgspec.convert({"metadata": {"name": NODE}}, core.Node),
+    )
+    assert member is not None
+    told = msgspec.convert(msgspec.to_builtins(member.endpoints["IPv4"]), Endpoint)
+    world = World(
+        namespaces=("shop",),
+        services=(headless("shop", sub),),
+        slices=(slice_of("shop", sub, told),),
+    )
+    hosts = {FIELDS["hostname"], "web-0", ANY.partition(".")[0]}
+    names = [f"{host}.{sub}.shop.svc.{DOMAIN}" for host in sorted(hosts)]
+    found = [name for name in names if rows(world.ask(f"{name}.").answer)]
+    assert len(found) < 2
+    return found[0] if found else None
 
 
 OVERRIDE = "override-host"
