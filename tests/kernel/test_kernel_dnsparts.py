@@ -75,6 +75,26 @@ def test_given_sockets_are_used_and_stay() -> None:
             found.close()
 
 
+def test_own_sockets_are_there_for_the_next_configuration_until_nobody_wants_their_port() -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    listening = Listening()
+    kinds = (socket.SOCK_DGRAM, socket.SOCK_STREAM)
+    first = [s for kind in kinds for s in listening.sockets(kind, port)]
+    again = [s for kind in kinds for s in listening.sockets(kind, port)]
+    assert len(first) == len(again) >= 2
+    for sock in (*first, *again):
+        assert sock.getsockname()[1] == port
+        sock.close()
+    listening.keep((port,))
+    with pytest.raises(OSError, match="in use"), socket.socket() as other:
+        other.bind(("127.0.0.1", port))
+    listening.keep(())
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", port))
+
+
 def test_a_port_that_is_taken_is_said() -> None:
     with socket.socket() as busy:
         busy.bind(("127.0.0.1", 0))

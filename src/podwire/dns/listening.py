@@ -1,20 +1,21 @@
 """The program's sockets: those it was given open, else its own.
 
-A given socket is dup'ed for every use, so that a new configuration listens before the old one has
-ended and no datagram falls between them.
+Either is dup'ed for every use, so that a new configuration listens before the old one has ended and
+no datagram falls between them.
 """
 
 from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Final
 
 from podwire.errors import UsageError
 from podwire.kernel.sockets import open_socket
 
 _ANYWHERE: Final = ("0.0.0.0", "::")
+_Place = tuple[socket.SocketKind, str, int]
 
 
 class Listening:
@@ -22,6 +23,7 @@ class Listening:
 
     def __init__(self, given: Sequence[int] = ()) -> None:
         self._given = [socket.socket(fileno=fd) for fd in given]
+        self._own: dict[_Place, socket.socket] = {}
 
     def sockets(
         self, kind: socket.SocketKind, port: int, addresses: Sequence[str] = ()
@@ -32,25 +34,35 @@ class Listening:
             fitting = [s for s in fitting if s.getsockname()[0] in addresses]
         if fitting:
             return [s.dup() for s in fitting]
-        return _open(kind, port, addresses or _ANYWHERE, all_of_them=bool(addresses))
+        places = [(kind, address, port) for address in addresses or _ANYWHERE]
+        self._open(places, all_of_them=bool(addresses))
+        return [self._own[place].dup() for place in places if place in self._own]
 
+    def _open(self, places: Iterable[_Place], *, all_of_them: bool) -> None:
+        """Those that are not open yet; none of them if that fails."""
+        opened: dict[_Place, socket.socket] = {}
+        failures: list[str] = []
+        there = False
+        for place in places:
+            kind, address, port = place
+            if place in self._own:
+                there = True
+                continue
+            try:
+                opened[place] = open_socket(address, port, kind)
+            except OSError as error:
+                failures.append(f"{address} port {port}: {error.strerror}")
+        # A host without IPv6 has no `::` to listen on, which is no fault.
+        if failures and (all_of_them or not (opened or there)):
+            for sock in opened.values():
+                sock.close()
+            raise UsageError(f"listening on {'; '.join(failures)}")
+        self._own |= opened
 
-def _open(
-    kind: socket.SocketKind, port: int, addresses: Iterable[str], *, all_of_them: bool
-) -> list[socket.socket]:
-    opened: list[socket.socket] = []
-    failures: list[str] = []
-    for address in addresses:
-        try:
-            opened.append(open_socket(address, port, kind))
-        except OSError as error:
-            failures.append(f"{address} port {port}: {error.strerror}")
-    # A host without IPv6 has no `::` to listen on, which is no fault.
-    if not opened or (all_of_them and failures):
-        for sock in opened:
-            sock.close()
-        raise UsageError(f"listening on {'; '.join(failures)}")
-    return opened
+    def keep(self, ports: Collection[int]) -> None:
+        """Its own of other ports are closed: nobody reads what arrives there."""
+        for place in [place for place in self._own if place[2] not in ports]:
+            self._own.pop(place).close()
 
 
 def parse_listener(text: str) -> tuple[str, int]:
