@@ -136,6 +136,11 @@ def _quoted(text: str, at: int) -> tuple[str, int]:
     return "".join(word), at + 1
 
 
+def expand(text: str, environment: Mapping[str, str]) -> str:
+    """`{$NAME}` and `{%NAME%}`; a variable that is not there is nothing."""
+    return _VARIABLE.sub(lambda m: environment.get(m[1] or m[2], ""), text)
+
+
 class _Reader:
     """Takes lines one by one, putting what is imported in the place of its `import`."""
 
@@ -164,9 +169,9 @@ class _Reader:
         return None
 
     def _expanded(self, token: Token) -> Token:
-        if "{$" not in token.text and "{%" not in token.text:
+        text = expand(token.text, self._environment)
+        if text == token.text:
             return token
-        text = _VARIABLE.sub(lambda m: self._environment.get(m[1] or m[2], ""), token.text)
         return Token(text, token.file, token.line, token.column, token.quoted)
 
     def _keys(self, row: list[Token]) -> tuple[list[Token], Token | None]:
@@ -244,7 +249,7 @@ class _Reader:
         pattern = target.text
         if not pattern.startswith("/"):
             pattern = posixpath.join(posixpath.dirname(target.file), pattern)
-        names = sorted(name for name in self._files if _globbed(name, pattern))
+        names = sorted(name for name in self._files if globbed(name, pattern))
         if not names and not any(mark in pattern for mark in "*?["):
             raise target.error(
                 f"File to import not found: {target.text}; "
@@ -283,7 +288,7 @@ def _nothing_behind(row: Sequence[Token], index: int) -> None:
         raise row[index + 1].error(f"a new line has to begin after '{row[index].text}'")
 
 
-def _globbed(name: str, pattern: str) -> bool:
+def globbed(name: str, pattern: str) -> bool:
     """As filepath.Glob: a `*` does not cross folders."""
     return (
         posixpath.dirname(name) == posixpath.dirname(pattern)

@@ -14,12 +14,12 @@ import argparse
 import asyncio
 import contextlib
 import logging
+import os
 import signal
 import socket
 import sys
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
-from pathlib import Path
 from typing import Final
 
 import uvloop
@@ -29,6 +29,7 @@ from podwire.dns import memory
 from podwire.dns.config import Corefile
 from podwire.dns.corefile import parse_corefile
 from podwire.dns.httpd import Pages, serve_pages
+from podwire.dns.imports import read_imports
 from podwire.dns.instance import Instance, Surroundings
 from podwire.dns.listening import Listening, own_addresses, parse_listener
 from podwire.dns.podfiles import PodFiles
@@ -42,10 +43,11 @@ _COREFILE: Final = "/etc/coredns/Corefile"
 class Program:
     """Runs until it is told to stop; `stop` may be called any time."""
 
-    def __init__(self, corefile: Path, around: Surroundings, files: PodFiles) -> None:
-        self._path = corefile
+    def __init__(self, corefile: str, around: Surroundings, files: PodFiles) -> None:
+        self._conf = corefile
         self._around = around
         self._files = files
+        self._folders: set[str] = set()
         self._instance: Instance | None = None
         self._stopping = asyncio.Event()
         self._code = 0
@@ -81,28 +83,42 @@ class Program:
         await self._instance.stop()
         for server in self._pages:
             server.close()
+        self._around.listening.keep(())
         return self._code
 
     def _read(self) -> Corefile:
-        text = self._path.read_text(encoding="utf-8")
-        return self._files.locate(parse_corefile(text, file=str(self._path)))
+        corefile, self._folders = read_corefile(self._conf, self._files)
+        return corefile
 
     # --- reloading --------------------------------------------------------------------------------
 
     async def _reload(self) -> None:
-        """A Corefile that was replaced is put in force; one that is wrong is said and left."""
+        """A Corefile that was replaced, or what it imports, is put in force; one that is wrong is
+        said and left."""
         changed = asyncio.Event()
         loop = asyncio.get_running_loop()
-        with DirectoryWatch(self._path.parent) as watch:
+        with DirectoryWatch(self._files.path(self._conf).parent) as watch:
             loop.add_reader(watch, changed.set)
             try:
+                watched: set[str] | None = None
                 while True:
+                    if watched != self._folders:
+                        # What changed before it was watched is seen by reading it once more.
+                        watched = self._watch(watch)
+                        changed.set()
                     await changed.wait()
                     changed.clear()
                     watch.drain()
                     await self._replace()
             finally:
                 loop.remove_reader(watch)
+
+    def _watch(self, watch: DirectoryWatch) -> set[str]:
+        for folder in self._folders:
+            # An optional ConfigMap has no folder.
+            with contextlib.suppress(KernelError):
+                watch.add(self._files.path(folder))
+        return set(self._folders)
 
     async def _replace(self) -> None:
         old = self._instance
@@ -121,9 +137,11 @@ class Program:
                 raise
         except (PodwireError, OSError, UnicodeDecodeError) as error:
             _LOG.error("plugin/reload: Corefile changed but reload failed: %s", error)
+            self._around.listening.keep(old.corefile.ports)
             return
         self._instance = fresh
         await old.stop()
+        self._around.listening.keep(corefile.ports)
         del old
         memory.replaced()
         _LOG.info("plugin/reload: Running configuration is replaced")
@@ -171,22 +189,30 @@ def _lameduck_s(corefile: Corefile) -> float:
     return max((b.health.lameduck_s for b in corefile.blocks if b.health), default=0.0)
 
 
+def read_corefile(conf: str, files: PodFiles) -> tuple[Corefile, set[str]]:
+    """The file at the pod's path `conf`, with all it imports and the environment's variables; the
+    folders it imports from."""
+    text = files.path(conf).read_text(encoding="utf-8")
+    found = read_imports(conf, text, files.path, os.environ)
+    corefile = parse_corefile(text, file=conf, files=found.texts, environment=os.environ)
+    return files.locate(corefile), found.folders
+
+
 async def run(
     arguments: Sequence[str], files: PodFiles, listening: Listening, endpoint: Endpoint | None
 ) -> int:
     """The program with its files and sockets; `endpoint` None finds the API server as pods do."""
     options = _parser().parse_args(arguments)
-    corefile = files.path(options.conf)
+    corefile, _ = read_corefile(options.conf, files)
     hosts = files.path("/etc/hosts")
     addresses = own_addresses(hosts.read_text() if hosts.exists() else "")
     async with contextlib.AsyncExitStack() as stack:
-        text = corefile.read_text(encoding="utf-8")
         api = None
-        if "kubernetes" in text:
+        if any(block.kubernetes for block in corefile.blocks):
             where = endpoint or files.endpoint()
             api = await stack.enter_async_context(Api(where, user_agent="podwire-dns"))
         around = Surroundings(api, listening, addresses, lambda text: program.fail(text))
-        program = Program(corefile, around, files)
+        program = Program(options.conf, around, files)
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, program.stop)
         asyncio.get_running_loop().add_signal_handler(signal.SIGINT, program.stop)
         return await program.run()

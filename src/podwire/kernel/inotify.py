@@ -31,11 +31,16 @@ class DirectoryWatch:
         self._fd: int = _libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
         if self._fd < 0:
             raise KernelError("inotify_init1", errno=ctypes.get_errno())
-        added = _libc.inotify_add_watch(self._fd, os.fsencode(directory), _EVENTS)
-        if added < 0:
-            number = ctypes.get_errno()
-            os.close(self._fd)
-            raise KernelError(f"inotify_add_watch {directory}", errno=number)
+        try:
+            self.add(directory)
+        except KernelError:
+            self.close()
+            raise
+
+    def add(self, directory: Path) -> None:
+        """One more directory; again for one that is watched changes nothing."""
+        if _libc.inotify_add_watch(self._fd, os.fsencode(directory), _EVENTS) < 0:
+            raise KernelError(f"inotify_add_watch {directory}", errno=ctypes.get_errno())
 
     def __enter__(self) -> Self:
         return self
