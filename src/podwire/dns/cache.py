@@ -175,6 +175,11 @@ class Cache:
         self.misses += 1
         return None
 
+    def fresh(self, key: bytes, now: float) -> Entry | None:
+        """One that needs no leave to be served; not counted as a look-up."""
+        entry = self.denial.get(key) or self.success.get(key)
+        return entry if entry is not None and entry.remaining(now) > 0 else None
+
     def _usable(self, table: OrderedDict[bytes, Entry], key: bytes, now: float) -> Entry | None:
         entry = table.get(key)
         if entry is None:

@@ -6,6 +6,7 @@ Request -> errors -> log -> ... -> forward;   Reply, or Failure for a response c
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from contextvars import ContextVar
 from typing import Final, NamedTuple, Protocol
 
 import dns.exception
@@ -18,6 +19,9 @@ from podwire.dns.packet import Edns, Question
 from podwire.dns.seam import Client
 from podwire.errors import PodwireError
 
+# How deep in chains this task is: targets of aliases are asked for from the top of the server,
+# where a rewrite may lead back to the alias.
+DEPTH: Final[ContextVar[int]] = ContextVar("depth", default=0)
 MAX_UDP: Final = 512  # without EDNS: RFC 1035 section 4.2.1
 
 

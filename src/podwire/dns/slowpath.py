@@ -18,7 +18,6 @@ import socket
 import sys
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -46,16 +45,22 @@ from podwire.dns.plugins.loadbalance import LoadBalance
 from podwire.dns.plugins.log import Log
 from podwire.dns.plugins.loop import Loop
 from podwire.dns.plugins.rewrite import Rewrite
-from podwire.dns.request import Failure, Handler, Reply, Request, name_from_text, rcode_name
+from podwire.dns.request import (
+    DEPTH,
+    Failure,
+    Handler,
+    Reply,
+    Request,
+    name_from_text,
+    rcode_name,
+)
 from podwire.dns.seam import Client, FastAnswers
 from podwire.dns.zones import in_zone
 from podwire.errors import PodwireError, UsageError
 from podwire.objects.meta import LabelSelector
 
 _PROBE_TIMEOUT_S: Final = 2.0
-# Targets of aliases are asked for from the top, where a rewrite may lead back to the alias.
-_NESTED: Final[ContextVar[int]] = ContextVar("nested", default=0)
-_NESTED_MAX: Final = 8
+_DEPTH_MAX: Final = 8
 
 
 def _nobody(address: str) -> Sequence[str] | None:
@@ -324,17 +329,17 @@ class SlowPath:
             return request.failed(packet.REFUSED)
         if request.question.qclass != packet.IN and not block.takes_class(request):
             return request.failed(packet.REFUSED)
-        depth = _NESTED.get()
-        if depth >= _NESTED_MAX:
+        depth = DEPTH.get()
+        if depth >= _DEPTH_MAX:
             return request.failed(packet.SERVFAIL)
         started = self.clock()
-        token = _NESTED.set(depth + 1)
+        token = DEPTH.set(depth + 1)
         try:
             reply = await block.handler(request)
         except Failure as failure:
             reply = Reply(request.failed(failure.code), "")
         finally:
-            _NESTED.reset(token)
+            DEPTH.reset(token)
         response = finished(reply.wire, request)
         self._count(block, reply.plugin, request, response, self.clock() - started)
         return response

@@ -521,3 +521,76 @@ def test_stale_is_never_served_without_leave() -> None:
     put(lenient, NAMES[0], "A", 10, 0.0)
     assert lenient.lookup(key(NAMES[0]), 69.0) is not None
     assert lenient.lookup(key(NAMES[0]), 70.0) is None
+
+
+# --- one question at a time -------------------------------------------------------------------
+
+
+def test_who_asks_for_the_same_at_once_waits_for_one_answer() -> None:
+    """RFC 5452 section 5: each outstanding copy of a query is one more that a spoof may hit."""
+
+    async def scenario() -> None:
+        scene = Scene()
+        scene.upstream.delay_s = 1.0
+        slow = scene.bench.build()
+        names = ["example.org", "EXAMPLE.org"] * 20
+        wires = [query(name, ident=number) for number, name in enumerate(names)]
+        replies = await asyncio.gather(*(slow.resolve(wire, POD) for wire in wires))
+        assert len(scene.upstream.names()) == 1
+        for name, wire, reply in zip(names, wires, replies, strict=True):
+            assert reply is not None
+            assert reply[:2] == wire[:2]
+            assert show(reply) == [f"{name}. 300 IN A 192.0.2.1"]
+        await slow.close()
+
+    run(scenario())
+
+
+def test_what_fails_fails_for_all_that_waited() -> None:
+    async def scenario() -> None:
+        scene = Scene()
+        scene.upstream.refuses = True
+        slow = scene.bench.build()
+        loop = asyncio.get_running_loop()
+        first = asyncio.create_task(slow.resolve(query("example.org"), POD))
+        await asyncio.sleep(4)
+        others = [slow.resolve(query("example.org", ident=n), POD) for n in range(9)]
+        replies = await asyncio.gather(first, *others)
+        assert {rcode(reply) for reply in replies} == {"SERVFAIL"}
+        assert loop.time() <= 5.1
+        await slow.close()
+
+    run(scenario())
+
+
+def test_an_answer_that_is_not_kept_is_asked_for_by_each() -> None:
+    async def scenario() -> None:
+        scene = Scene()
+        scene.upstream.delay_s = 1.0
+        scene.says.flags = dns.flags.TC
+        slow = scene.bench.build()
+        wires = [query("example.org", ident=number) for number in range(5)]
+        await asyncio.gather(*(slow.resolve(wire, POD) for wire in wires))
+        assert len(scene.upstream.names()) == 5
+        assert asyncio.get_running_loop().time() == 2.0, "not one after the other"
+        await slow.close()
+
+    run(scenario())
+
+
+def test_a_client_that_goes_takes_no_answer_from_others() -> None:
+    async def scenario() -> None:
+        scene = Scene()
+        scene.upstream.delay_s = 1.0
+        slow = scene.bench.build()
+        first = asyncio.create_task(slow.resolve(query("example.org"), POD))
+        await asyncio.sleep(0.5)
+        second = asyncio.create_task(slow.resolve(query("example.org", ident=2), POD))
+        third = asyncio.create_task(slow.resolve(query("example.org", ident=3), POD))
+        await asyncio.sleep(0.1)
+        second.cancel()
+        first.cancel()
+        assert show(await third) == ["example.org. 300 IN A 192.0.2.1"]
+        await slow.close()
+
+    run(scenario())

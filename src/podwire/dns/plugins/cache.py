@@ -21,7 +21,7 @@ from podwire.dns.cache import Cache, Entry, cache_key
 from podwire.dns.metrics import Collected
 from podwire.dns.packet import Edns
 from podwire.dns.plugins.loadbalance import shuffle
-from podwire.dns.request import Failure, Handler, Reply, Request
+from podwire.dns.request import DEPTH, Failure, Handler, Reply, Request
 from podwire.dns.zones import in_zone
 
 # Nobody waits for a renewal, and so nothing else bounds how many there are: with an upstream that
@@ -46,6 +46,8 @@ class CachePlugin:
         self._rng = rng
         self._everything = "." in store.settings.zones
         self._tasks: set[asyncio.Task[None]] = set()
+        # What is being asked for; its result is why that failed.
+        self._asked: dict[bytes, asyncio.Future[Failure | None]] = {}
 
     async def __call__(self, request: Request) -> Reply:
         if not self._covers(request):
@@ -54,7 +56,7 @@ class CachePlugin:
         now = self._clock()
         entry = self.store.lookup(key, now)
         if entry is None:
-            return await self._ask(request, key)
+            return await self._ask_once(request, key)
         left = entry.remaining(now)
         if left <= 0:
             if self.store.settings.stale_verify:
@@ -68,6 +70,9 @@ class CachePlugin:
         elif self.store.wants_prefetch(entry, now):
             self.store.prefetches += 1
             self._renew(entry, request, key)
+        return self._kept(entry, request, left)
+
+    def _kept(self, entry: Entry, request: Request, left: int) -> Reply:
         shown = entry.ttl if self.store.settings.keep_ttl else left
         wire = entry.render(
             request.wire, request.question.end, max(shown, 0), keep_ad=_keeps_ad(request)
@@ -113,6 +118,38 @@ class CachePlugin:
             return False
         zones = self.store.settings.zones
         return self._everything or any(in_zone(request.text, zone) for zone in zones)
+
+    async def _ask_once(self, request: Request, key: bytes) -> Reply:
+        """Who asks for what is being asked for waits for that: each outstanding copy of a query is
+        one more that a spoofed answer may hit (RFC 5452 section 5), and one more for the upstream.
+        What then is not kept each has to ask for itself, and a query within another waits for none:
+        it may be what the first one waits for."""
+        first = self._asked.get(key)
+        if first is None:
+            return await self._ask_first(request, key)
+        if DEPTH.get() > 1:
+            return await self._ask(request, key)
+        await asyncio.wait([first])
+        failure = first.result()
+        if failure is not None:
+            raise Failure(failure.code, str(failure), failure.plugin)
+        now = self._clock()
+        entry = self.store.fresh(key, now)
+        if entry is None:
+            return await self._ask(request, key)
+        return self._kept(entry, request, entry.remaining(now))
+
+    async def _ask_first(self, request: Request, key: bytes) -> Reply:
+        answered = self._asked[key] = asyncio.get_running_loop().create_future()
+        failed: Failure | None = None
+        try:
+            return await self._ask(request, key)
+        except Failure as failure:
+            failed = failure
+            raise
+        finally:
+            del self._asked[key]
+            answered.set_result(failed)
 
     async def _ask(self, request: Request, key: bytes) -> Reply:
         ticket = self.store.begin(key, request.question.name)
