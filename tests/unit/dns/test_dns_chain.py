@@ -452,6 +452,16 @@ def test_names_that_are_nowhere_get_the_first_answer() -> None:
     assert scene.upstream.names() == ["nowhere.test. A"]
 
 
+@pytest.mark.parametrize(
+    "name", ["Nowhere.Test.SHOP.svc.cluster.local", "A.org.SHOP.svc.Cluster.local"]
+)
+def test_autopath_keeps_the_case_of_the_question(name: str) -> None:
+    scene = Scene("autopath @kubernetes\n kubernetes cluster.local", search_of=searched)
+    wire = scene.one(name)
+    assert wire is not None
+    assert str(dns.message.from_wire(wire).question[0].name) == f"{name}."
+
+
 def test_with_autopath_outside_names_are_still_cached() -> None:
     async def scenario() -> None:
         scene = Scene("cache\n autopath @kubernetes\n kubernetes cluster.local", search_of=searched)

@@ -79,7 +79,8 @@ class Autopath:
                 return Reply(aliased(reply.wire, request), reply.plugin, live)
         if first is None:
             raise Failure(packet.SERVFAIL, "no name of the search list is legal", "autopath")
-        return first
+        # Its question is in lower case, and the client's may not be.
+        return first._replace(wire=aliased(first.wire, request))
 
 
 def aliased(wire: bytes, request: Request) -> bytes:
