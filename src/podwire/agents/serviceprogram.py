@@ -65,8 +65,11 @@ class ServiceProgram:
         self._reporter = reporter
         self.programmed: dict[Owner, Programmed] = {}
         self.mended = 0
+        self._adopted: dict[Owner, Programmed | None] = {}
+        """What the kernel has only after the next look at everything."""
         self._refusals: dict[Owner, float] = {}
         """Seconds until what the kernel refused is tried again."""
+        self._retries: dict[Owner, asyncio.TimerHandle] = {}
         self.mend_wanted = False
         self.wake: Callable[[], None] = _nothing
         self.touch: Callable[[Owner], None] = _nothing_of
@@ -88,21 +91,30 @@ class ServiceProgram:
         return before
 
     def adopt(self, portion: Portion) -> None:
-        """Claim only: the kernel has an earlier agent's state, and is compared as a whole."""
+        """Claim only: the kernel has an earlier agent's state, and is compared as a whole. Until
+        then nothing of it counts as programmed."""
         for owner, programmed in portion.items():
             self._claim(owner, programmed)
-            self._remember(owner, programmed)
+            self._adopted[owner] = programmed
 
     def mend(self) -> None:
         """Compare everything with the kernel."""
         self.mend_wanted = False
         try:
             self.backend.mend()
-            self.mended += 1
         except KernelError as error:
             _LOG.error("services: not mended: %s; trying again", error)
-            self.mend_wanted = True
-            asyncio.get_running_loop().call_later(_RETRY_S, self.wake)
+            self.mend_later()
+            return
+        self.mended += 1
+        adopted, self._adopted = self._adopted, {}
+        for owner, programmed in adopted.items():
+            self._remember(owner, programmed)
+
+    def mend_later(self) -> None:
+        """The kernel has something else than what is remembered; it may take it by and by."""
+        self.mend_wanted = True
+        asyncio.get_running_loop().call_later(_RETRY_S, self.wake)
 
     def _claim(self, owner: Owner, programmed: Programmed | None) -> None:
         frontends = programmed.compiled.frontends if programmed else ()
@@ -116,6 +128,8 @@ class ServiceProgram:
             self.programmed[owner] = programmed
         if programmed is None or not programmed.error:
             self._refusals.pop(owner, None)
+            if owner in self._retries:
+                self._retries.pop(owner).cancel()
         self._reporter.programmed(owner, former, programmed)
 
     # --- refused --------------------------------------------------------------------------------
@@ -132,6 +146,10 @@ class ServiceProgram:
             self._claim(owner, before[owner])
         self.mend()
         for owner, programmed in list(fresh.items()):
+            if self.mend_wanted:
+                # It does not even take what it had: one by one everybody would be compared anew.
+                fresh[owner] = self._refused(owner, before[owner], error)
+                continue
             self._claim(owner, programmed)
             try:
                 self.backend.commit()
@@ -139,19 +157,23 @@ class ServiceProgram:
                 _LOG.error("%s: refused, the former state works on: %s", owner, refusal)
                 self._claim(owner, before[owner])
                 self.mend()
-                self._try_again(owner)
-                kept = before[owner] or Programmed(0, CompiledService(owner.key))
-                fresh[owner] = Programmed(kept.revision, kept.compiled, str(refusal))
+                fresh[owner] = self._refused(owner, before[owner], refusal)
 
-    def _try_again(self, owner: Owner) -> None:
-        """What was refused may have room later: memory, or the programs' lock, come back."""
+    def _refused(self, owner: Owner, before: Programmed | None, error: KernelError) -> Programmed:
+        """What there was is there still; what was refused may have room later: memory, or the
+        programs' lock, come back."""
         delay = self._refusals.get(owner, _RETRY_S)
         self._refusals[owner] = min(2 * delay, _REFUSED_RETRY_MAX_S)
-        asyncio.get_running_loop().call_later(delay, self._retry, owner)
+        # One timer, however many changes were refused meanwhile.
+        if owner in self._retries:
+            self._retries.pop(owner).cancel()
+        self._retries[owner] = asyncio.get_running_loop().call_later(delay, self._retry, owner)
+        kept = before or Programmed(0, CompiledService(owner.key))
+        return Programmed(kept.revision, kept.compiled, str(error))
 
     def _retry(self, owner: Owner) -> None:
-        if owner in self._refusals:
-            self.touch(owner)
+        del self._retries[owner]
+        self.touch(owner)
 
 
 class FlowWatch:
