@@ -22,6 +22,8 @@ from podwire.telemetry.progress import Progress
 
 # What one node alone meets, and so tells itself.
 _OWN_TROUBLE = ("FailedToProgram", "FailedToStartServiceHealthcheck")
+# Of a thousand endpoints that are none, each is a problem.
+_PROBLEMS_TOLD = 5
 
 
 class Recorder(Protocol):
@@ -63,9 +65,11 @@ class ServiceNews:
         if owner.kind == "Service":
             self.health_checks.set(owner.key, now.compiled.health_check if now else None)
             self._tell_troubles(owner.key, former, now)
-        if now is None and former is not None and self.forget is not None:
+        if former is not None and self.forget is not None:
+            kept = {f.key for f in now.compiled.frontends} if now is not None else frozenset()
             for frontend in former.compiled.frontends:
-                self.forget(frontend.key)
+                if frontend.key not in kept:
+                    self.forget(frontend.key)
 
     def _tell_troubles(self, key: Key, former: Programmed | None, now: Programmed | None) -> None:
         service = self._services.objects.get(key)
@@ -73,9 +77,13 @@ class ServiceNews:
             return
         if now.error and (former is None or former.error != now.error):
             self.tell(service, "FailedToProgram", now.error)
-        if former is None or former.compiled.problems != now.compiled.problems:
-            for problem in now.compiled.problems:
-                self.tell(service, "ServiceProblem", problem)
+        known = frozenset(former.compiled.problems) if former is not None else frozenset()
+        fresh = [problem for problem in now.compiled.problems if problem not in known]
+        for problem in fresh[:_PROBLEMS_TOLD]:
+            self.tell(service, "ServiceProblem", problem)
+        if len(fresh) > _PROBLEMS_TOLD:
+            more = f"and {len(fresh) - _PROBLEMS_TOLD} more; see podwire status services"
+            self.tell(service, "ServiceProblem", more)
 
     def _no_health_check(self, key: Key, text: str) -> None:
         service = self._services.objects.get(key)
