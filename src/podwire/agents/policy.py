@@ -57,7 +57,13 @@ class PolicyAgent:
         self.kernel = PolicyBackend(self.state)
         self.watchers = Watchers()
         self.sources = PolicySources(
-            api, node_name, nodes, self.state, self._changed, self._commit_now, self.watchers.moved
+            api,
+            node_name,
+            nodes,
+            self.state,
+            changed=self._changed,
+            commit=self._commit_now,
+            moved=self.watchers.moved,
         )
         self.cutter = FlowCutter(node_name, config.families, self.sources.verdicts)
         self.notes = FlowNotes(node_name, self.sources)

@@ -71,6 +71,7 @@ class PolicySources:
         node_name: str,
         nodes: Informer[Node],
         state: NodePolicies,
+        *,
         changed: Callable[[], None],
         commit: Callable[[], None],
         moved: Callable[[], None],

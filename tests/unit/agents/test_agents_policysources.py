@@ -49,7 +49,8 @@ class _Sources(PolicySources):
         nodes = Informer(api, kinds.NODE)
         self.changes = 0
         state = NodePolicies("here", (4,))
-        super().__init__(api, "here", nodes, state, self._count, lambda: None)
+        none = {"commit": lambda: None, "moved": lambda: None}
+        super().__init__(api, "here", nodes, state, changed=self._count, **none)
 
     def _count(self) -> None:
         self.changes += 1
