@@ -22,7 +22,8 @@ from podwire.policy.connlist import render_connlist as connlist_lines
 
 # Cells only: names hold these letters too ("bookinfo").
 _VERDICT = re.compile(r"(?<=\s)(ok|drop|reject|refused|error)(?=\s|$)", re.MULTILINE)
-OUTPUTS = ("table", "json", "yaml", "connlist", "mermaid", "dot", "svg")
+_PICTURES = ("mermaid", "dot", "svg")
+OUTPUTS = ("table", "json", "yaml", "connlist", *_PICTURES)
 
 
 @click.command()
@@ -91,7 +92,8 @@ def _from_files(files: Sequence[str], choices: Choices, asked: ReachOptions, out
         for line in connlist_lines(chosen_connections(static, asked)):
             sys.stdout.write(f"{line}\n")
         return
-    click.echo(render(reach_static(static, asked, whole=output != "table"), output), nl=False)
+    whole, pairs = output != "table", output not in _PICTURES
+    click.echo(render(reach_static(static, asked, whole=whole, pairs=pairs), output), nl=False)
 
 
 def render(found: Reachability, output: str) -> str:

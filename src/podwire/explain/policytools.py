@@ -8,7 +8,7 @@ from dataclasses import replace
 import msgspec
 
 from podwire.explain.entries import Entry, selected_by, target_ports
-from podwire.explain.render.graph import Graph, make_graph
+from podwire.explain.render.fold import Graph, make_graph
 from podwire.explain.staticreach import StaticReach
 from podwire.explain.staticworld import StaticWorld
 from podwire.explain.workloads import Owner, Talker

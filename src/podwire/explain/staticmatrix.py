@@ -46,6 +46,7 @@ from podwire.policy.evaluate import (
 from podwire.policy.intervals import Intervals
 from podwire.policy.model import ICMP as ICMP_V4
 from podwire.policy.model import ICMPV6, PROTOCOL_NAMES, PROTOCOLS
+from podwire.policy.verdicts import RememberingSet
 from podwire.policy.world import World
 
 
@@ -138,9 +139,11 @@ def _address_like(endpoint: Endpoint, address: str) -> str:
 # --- manifests ----------------------------------------------------------------------------------
 
 
-def reach_static(static: StaticReach, options: ReachOptions, *, whole: bool = True) -> Reachability:
-    """Every workload with every other at the declared ports, or those asked for; with `whole` also
-    all connections there are, and why others are not."""
+def reach_static(
+    static: StaticReach, options: ReachOptions, *, whole: bool = True, pairs: bool = True
+) -> Reachability:
+    """With `pairs` every workload with every other at the declared ports, or those asked for; with
+    `whole` also all connections there are, and why others are not."""
     listed = list_talkers(static.static.talkers)
     everybody = [endpoint for endpoint, _ in listed] + [Endpoint(kind="Outside", name=OUTSIDE_NAME)]
     keys = {endpoint.key: key for endpoint, key in listed}
@@ -148,7 +151,7 @@ def reach_static(static: StaticReach, options: ReachOptions, *, whole: bool = Tr
     destinations = _chosen(everybody, options.destinations)
     judge = Judge(
         static.reach.world,
-        static.static.policy_set,
+        RememberingSet(static.static.policies),
         static.reach.semantics,
         static.static.origins,
     )
@@ -179,7 +182,7 @@ def reach_static(static: StaticReach, options: ReachOptions, *, whole: bool = Tr
     asked = tuple(parse_port(text) for text in options.ports)
     answers = tuple(
         answer(Question(i, j, "", port), source, destination)
-        for i, source in enumerate(sources)
+        for i, source in enumerate(sources if pairs else ())
         for j, destination in enumerate(destinations)
         if source.key != destination.key and source.kind == destination.kind == "Pod"
         if keys[source.key] in groups and keys[destination.key] in groups

@@ -27,10 +27,10 @@ from podwire.policy.nearest import Near, find_nearest
 from podwire.policy.world import NodeView, Owner, PodView, World, owners_of
 
 
-class _Remembering(PolicySet):
+class RememberingSet(PolicySet):
     """Of one world: who is selected by what is looked up once."""
 
-    def __init__(self, policies: Iterable[Policy], *, staged: bool) -> None:
+    def __init__(self, policies: Iterable[Policy], *, staged: bool = False) -> None:
         super().__init__(policies, staged=staged)
         self._selecting: dict[Key, tuple[Policy, ...]] = {}
 
@@ -56,7 +56,7 @@ class Verdicts:
     ) -> None:
         self.world = world
         self._owners = owners_of(world) if owners is None else owners
-        self._policies = _Remembering(policies, staged=staged)
+        self._policies = RememberingSet(policies, staged=staged)
         self._semantics = semantics
 
     def party(self, ip: bytes) -> Party:

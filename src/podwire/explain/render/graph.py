@@ -1,48 +1,18 @@
 """What is allowed, as a picture: Mermaid for READMEs, Graphviz and SVG for everything else.
 
-    Reachability -> Graph: labels and arrows with ports -> text of one of the forms
+    Reachability -> Graph: labels and arrows with ports -> Picture: boxes -> text of a form
 
 A computed reachability is drawn with all its connections, one of packets with what was asked.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
+from typing import Final
 
 from podwire.explain.reach import Reachability
+from podwire.explain.render.fold import Arrow, Box, Graph, Picture, fold, make_graph
 from podwire.explain.render.text import connections, join_ports
-
-
-@dataclass(frozen=True)
-class Graph:
-    """Every label, also the lonely ones, with a short identifier; arrows by (source, destination).
-
-    `colours` are words for arrows that differ from the others: a diff has green and red ones.
-    """
-
-    nodes: Mapping[str, str]
-    edges: Mapping[tuple[str, str], str]
-    colours: Mapping[tuple[str, str], str]
-
-    def by_namespace(self) -> dict[str, list[str]]:
-        """Namespace -> labels; nodes and the outside stand outside of all ("")."""
-        groups: dict[str, list[str]] = {}
-        for label in self.nodes:
-            namespace, slash, _ = label.partition("/")
-            inside = slash and label.endswith("]") and not label.endswith("[External]")
-            groups.setdefault(namespace if inside else "", []).append(label)
-        return groups
-
-
-def make_graph(
-    edges: Mapping[tuple[str, str], str],
-    lonely: Iterable[str] = (),
-    colours: Mapping[tuple[str, str], str] | None = None,
-) -> Graph:
-    labels = sorted({label for pair in edges for label in pair} | set(lonely))
-    nodes = {label: f"n{number}" for number, label in enumerate(labels)}
-    return Graph(nodes, edges, colours or {})
 
 
 def graph_of(reach: Reachability) -> Graph:
@@ -66,47 +36,83 @@ def render_dot(reach: Reachability) -> str:
     return draw_dot(graph_of(reach))
 
 
+def _lines(box: Box) -> Iterator[str]:
+    yield from box.names()
+    if box.within:
+        yield f"each other: {box.within}"
+
+
+# --- Mermaid ------------------------------------------------------------------------------------
+
+
 def draw_mermaid(graph: Graph) -> str:
+    picture = fold(graph)
     lines = ["flowchart LR"]
-    for number, (namespace, labels) in enumerate(graph.by_namespace().items()):
+    for number, (namespace, boxes) in enumerate(picture.by_namespace().items()):
         indent = "    " if namespace else "  "
         if namespace:
-            lines.append(f'  subgraph s{number}["{namespace}"]')
-        lines += [f'{indent}{graph.nodes[label]}["{short(label)}"]' for label in labels]
+            lines.append(f'  subgraph s{number}["{_mermaid(namespace)}"]')
+        lines += [f'{indent}n{i}["{_mermaid_label(picture.boxes[i])}"]' for i in boxes]
         if namespace:
             lines.append("  end")
+    lines += [_mermaid_arrow(arrow) for arrow in picture.arrows]
     lines += [
-        f'  {graph.nodes[source]} -->|"{text}"| {graph.nodes[destination]}'
-        for (source, destination), text in graph.edges.items()
-    ]
-    lines += [
-        f"  linkStyle {number} stroke:{graph.colours[pair]}"
-        for number, pair in enumerate(graph.edges)
-        if pair in graph.colours
+        f"  linkStyle {number} stroke:{arrow.colour}"
+        for number, arrow in enumerate(picture.arrows)
+        if arrow.colour
     ]
     return "\n".join(lines) + "\n"
 
 
+def _mermaid_label(box: Box) -> str:
+    return "<br/>".join(map(_mermaid, _lines(box)))
+
+
+def _mermaid_arrow(arrow: Arrow) -> str:
+    line = "<-->" if arrow.both else "-->"
+    return f'  n{arrow.source} {line}|"{_mermaid(arrow.text)}"| n{arrow.destination}'
+
+
+def _mermaid(text: str) -> str:
+    """Inside of quotes nothing but a quote and markup is special."""
+    return text.replace('"', "#quot;").replace("<", "#lt;")
+
+
+# --- Graphviz -----------------------------------------------------------------------------------
+
+_FONT: Final = ', fontname="sans-serif"'
+_FAINT: Final = ", color=gray50, fontcolor=gray30"
+"""Of the outside: nearly everybody has connections with it."""
+
+
 def draw_dot(graph: Graph) -> str:
-    lines = ["digraph reachability {", "  rankdir=LR;", "  node [shape=box];"]
-    for number, (namespace, labels) in enumerate(graph.by_namespace().items()):
+    picture = fold(graph)
+    lines = ["digraph reachability {", "  rankdir=LR;", f"  node [shape=box{_FONT}];"]
+    lines.append(f"  edge [fontsize=10{_FONT}];")
+    for number, (namespace, boxes) in enumerate(picture.by_namespace().items()):
         if namespace:
-            lines += [f"  subgraph cluster_{number} {{", f'    label="{namespace}";']
-        lines += [f'    {graph.nodes[label]} [label="{short(label)}"];' for label in labels]
+            lines += [f"  subgraph cluster_{number} {{", f'    label="{_dot(namespace)}";']
+        lines += [f"    n{i} [{_dot_box(picture.boxes[i])}];" for i in boxes]
         if namespace:
             lines.append("  }")
-    for pair, text in graph.edges.items():
-        colour = f", color={graph.colours[pair]}" if pair in graph.colours else ""
-        source, destination = (graph.nodes[label] for label in pair)
-        lines.append(f'  {source} -> {destination} [label="{text}"{colour}];')
+    lines += (_dot_arrow(arrow, picture) for arrow in picture.arrows)
     return "\n".join([*lines, "}"]) + "\n"
 
 
-def short(label: str) -> str:
-    """`shop/web[Deployment]` -> `web (Deployment)`: the namespace is drawn already."""
-    if label.endswith("[External]"):
-        return label.removesuffix("[External]")
-    if not label.endswith("]"):
-        return label
-    name, _, kind = label.partition("/")[2].partition("[")
-    return f"{name} ({kind[:-1]})"
+def _dot_box(box: Box) -> str:
+    label = "\\n".join(map(_dot, _lines(box)))
+    return f'label="{label}"' + (f", style=dashed{_FAINT}" if box.external else "")
+
+
+def _dot_arrow(arrow: Arrow, picture: Picture) -> str:
+    ends = arrow.source, arrow.destination
+    looks = _FAINT if any(picture.boxes[end].external for end in ends) else ""
+    if arrow.colour:
+        looks = f', color="{arrow.colour}", fontcolor="{arrow.colour}"'
+    if arrow.both:
+        looks += ", dir=both"
+    return f'  n{arrow.source} -> n{arrow.destination} [label="{_dot(arrow.text)}"{looks}];'
+
+
+def _dot(text: str) -> str:
+    return text.replace("\\", "\\\\").replace('"', '\\"')

@@ -1,29 +1,46 @@
 """The same picture as SVG, laid out here: no Graphviz is needed to look at it.
 
-    labels -> columns by how far they are from where connections begin -> boxes, curves, ports
+    Graph -> Picture -> Scene (texts) -> Layout (columns) -> boxes, lines, legend
 
-Namespaces have a colour each. Parallel curves would hide each other in a dense graph, so a curve's
-text is shown when the pointer is on it, and always where there are few.
+Ports stand above the line where the arrow ends. Where there are more arrows than an eye can
+follow, there are rows and columns instead: see `tableau`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Final
 from xml.sax.saxutils import escape
 
 from podwire.explain.reach import Reachability
-from podwire.explain.render.graph import Graph, graph_of, short
+from podwire.explain.render.canvas import (
+    LINE,
+    MARGIN,
+    document,
+    draw_box,
+    draw_text,
+    marker,
+    size_of,
+)
+from podwire.explain.render.fold import Arrow, Graph, fold
+from podwire.explain.render.graph import graph_of
+from podwire.explain.render.layers import Line, Piece, Size, count_columns, lay_out
+from podwire.explain.render.scene import SMALL, STROKE, Scene, Text, cut
+from podwire.explain.render.tableau import draw_tableau
 
-_WIDTH: Final = 230
-_HEIGHT: Final = 40
-_GAP_X: Final = 130
-_GAP_Y: Final = 18
-_MARGIN: Final = 24
-_CHARACTER: Final = 6.6
-_FEW: Final = 40
-_FILLS: Final = ("#e8f1fb", "#eaf7ea", "#fdf1e3", "#f5eafa", "#fbeaec", "#e6f6f5", "#f6f4e3")
-_STROKE: Final = "#667"
+_CURVE: Final = 80
+_HEAD: Final = 12
+_LONGEST: Final = 46
+"""Characters of an arrow's text; the whole is in its title."""
+_ROW: Final = 900
+"""How wide boxes without arrows are set."""
+_MOST_BOXES: Final = 60
+_MOST_COLUMNS: Final = 8
+_MANY: Final = 24
+_A_BOX: Final = 3
+"""Arrows of a picture, and a box, past which they are too many."""
+REMOVED: Final = "#cf222e"
 
 
 def render_svg(reach: Reachability) -> str:
@@ -31,106 +48,133 @@ def render_svg(reach: Reachability) -> str:
 
 
 def draw_svg(graph: Graph) -> str:
-    columns = _columns(graph)
-    places: dict[str, tuple[float, float]] = {
-        label: (_MARGIN + x * (_WIDTH + _GAP_X), _MARGIN + y * (_HEIGHT + _GAP_Y))
-        for x, column in enumerate(columns)
-        for y, label in enumerate(column)
-    }
-    width = 2 * _MARGIN + len(columns) * (_WIDTH + _GAP_X) - _GAP_X
-    height = 2 * _MARGIN + max(map(len, columns), default=1) * (_HEIGHT + _GAP_Y)
-    return (
-        "\n".join(
-            [*_head(width, height), *_curves(graph, places), *_boxes(graph, places), "</svg>"]
-        )
-        + "\n"
-    )
+    scene = Scene(fold(graph))
+    return _Drawing(scene).draw() if _is_clear(scene) else draw_tableau(scene)
 
 
-def _columns(graph: Graph) -> list[list[str]]:
-    """Sources of much and destinations of little to the left; within a column by name, which keeps
-    namespaces together. A cycle has no order, so the balance of arrows decides."""
-    out: dict[str, int] = dict.fromkeys(graph.nodes, 0)
-    into: dict[str, int] = dict.fromkeys(graph.nodes, 0)
-    for source, destination in graph.edges:
-        out[source] += 1
-        into[destination] += 1
-    columns: list[list[str]] = [[], [], []]
-    for label in sorted(graph.nodes):
-        balance = out[label] - into[label]
-        columns[0 if balance > 0 else 2 if balance < 0 else 1].append(label)
-    return [column for column in columns if column]
+def _is_clear(scene: Scene) -> bool:
+    """Whether an eye can follow the arrows."""
+    boxes, arrows = len(scene.inner), len(scene.arrows)
+    if boxes > _MOST_BOXES or arrows > max(_MANY, _A_BOX * boxes):
+        return False
+    return count_columns(boxes, scene.pairs) <= _MOST_COLUMNS
 
 
-def _head(width: float, height: float) -> Iterator[str]:
-    yield (
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width:g}" height="{height:g}" '
-        f'viewBox="0 0 {width:g} {height:g}" font-family="sans-serif" font-size="12">'
-    )
-    yield (
-        '<defs><marker id="a" viewBox="0 0 8 8" refX="8" refY="4" markerWidth="7" '
-        'markerHeight="7" orient="auto-start-reverse">'
-        '<path d="M0,0L8,4L0,8z" fill="context-stroke"/></marker></defs>'
-    )
-    yield f'<rect width="{width:g}" height="{height:g}" fill="white"/>'
+@dataclass
+class _Drawing:
+    scene: Scene
 
+    def __post_init__(self) -> None:
+        scene = self.scene
+        self._texts = {number: scene.texts(number) for number in scene.inner}
+        self._titles = {n: ", ".join(scene.picture.boxes[n].labels) for n in scene.inner}
+        self._index = {number: i for i, number in enumerate(scene.inner)}
+        sizes = [size_of(self._texts[number]) for number in scene.inner]
+        self._sizes = sizes
+        self._layout = lay_out(sizes, scene.pairs)
+        self._widths = [
+            max((sizes[item.box].width for item in column if item.box is not None), default=0.0)
+            for column in self._layout.columns
+        ]
+        self._lefts: list[float] = []
+        x = float(MARGIN)
+        for column, width in enumerate(self._widths):
+            self._lefts.append(x)
+            x += width + sum(self._zones(column)) + _CURVE
+        self._right = self._lefts[-1] + self._widths[-1] if self._lefts else float(MARGIN)
 
-def _boxes(graph: Graph, places: dict[str, tuple[float, float]]) -> Iterator[str]:
-    fills: dict[str, str] = {}
-    for namespace, labels in graph.by_namespace().items():
-        fill = fills.setdefault(
-            namespace, _FILLS[len(fills) % len(_FILLS)] if namespace else "#eee"
-        )
-        for label in labels:
-            x, y = places[label]
-            title = escape(label)
-            yield (
-                f'<g><title>{title}</title><rect x="{x:g}" y="{y:g}" width="{_WIDTH}" '
-                f'height="{_HEIGHT}" rx="5" fill="{fill}" stroke="{_STROKE}"/>'
-            )
-            middle = x + _WIDTH / 2
-            yield _text(middle, y + 17, _fit(short(label)), "#111")
-            yield (
-                _text(middle, y + 32, _fit(namespace or "outside of namespaces"), "#667", 10)
-                + "</g>"
-            )
+    def draw(self) -> str:
+        body = [*self._lines(), *self._boxes()]
+        height = MARGIN + self._layout.height
+        lonely, height = self._lonely(height + (LINE if self._lefts else 0))
+        body += lonely
+        return document(body, self.scene, self._right, height)
 
+    # --- columns ---
 
-def _curves(graph: Graph, places: dict[str, tuple[float, float]]) -> Iterator[str]:
-    shown = len(graph.edges) <= _FEW
-    for (source, destination), text in graph.edges.items():
-        (x1, y1), (x2, y2) = places[source], places[destination]
-        y1, y2 = y1 + _HEIGHT / 2 - 4, y2 + _HEIGHT / 2 + 4
-        if x1 < x2:
-            x1, bend = x1 + _WIDTH, (x2 - x1 - _WIDTH) / 2
-            path = f"M{x1:g},{y1:g}C{x1 + bend:g},{y1:g} {x2 - bend:g},{y2:g} {x2:g},{y2:g}"
-        else:
-            # To the same column or back: around the right side.
-            x1, x2 = x1 + _WIDTH, x2 + _WIDTH
-            bend = max(x1, x2) + _GAP_X / 2
-            path = f"M{x1:g},{y1:g}C{bend:g},{y1:g} {bend:g},{y2:g} {x2:g},{y2:g}"
-        colour = graph.colours.get((source, destination), _STROKE)
-        title = escape(f"{source} => {destination} : {text}")
+    def _zones(self, column: int) -> tuple[float, float]:
+        """Room for texts right of a column and left of the next."""
+        left = right = float(_HEAD)
+        for line, pieces in self._layout.lines.items():
+            width = Text(self._text(line), size=SMALL).width + 2 * _HEAD
+            if line.turned and pieces[0].left.column == column:
+                left = max(left, width)
+            if not line.turned and pieces[-1].left.column == column:
+                right = max(right, width)
+        return left, right
+
+    def _text(self, line: Line) -> str:
+        return cut(self.scene.arrows[line.number].text, _LONGEST)
+
+    # --- lines ---
+
+    def _lines(self) -> Iterator[str]:
+        for line, pieces in self._layout.lines.items():
+            arrow = self.scene.arrows[line.number]
+            yield from self._line(line, pieces, arrow)
+
+    def _line(self, line: Line, pieces: Sequence[Piece], arrow: Arrow) -> Iterator[str]:
+        colour = arrow.colour or STROKE
+        path = " ".join(self._steps(pieces))
+        ways = "<=>" if arrow.both else "=>"
+        source, destination = self._titles[arrow.source], self._titles[arrow.destination]
+        heads = f' marker-end="url(#{marker(colour)})"' if not line.turned or arrow.both else ""
+        heads += f' marker-start="url(#{marker(colour)})"' if line.turned or arrow.both else ""
+        dash = ' stroke-dasharray="6 3"' if colour == REMOVED else ""
         yield (
-            f'<path d="{path}" fill="none" stroke="{colour}" marker-end="url(#a)">'
-            f"<title>{title}</title></path>"
+            f"<g><title>{escape(f'{source} {ways} {destination} : {arrow.text}')}</title>"
+            f'<path d="{path}" fill="none" stroke="{colour}" stroke-width="1.3"{dash}{heads}/>'
+            # Wide enough to be met by a pointer.
+            f'<path d="{path}" fill="none" stroke="transparent" stroke-width="9"/>'
         )
-        if shown:
-            yield _text(
-                (x1 + x2) / 2 + (0 if x1 < x2 else _GAP_X / 4),
-                (y1 + y2) / 2 - 3,
-                _fit(text, 24),
-                "#334",
-                10,
-            )
+        text = Text(self._text(line), colour if arrow.colour else "#334155", SMALL)
+        if line.turned:
+            first = pieces[0]
+            x = self._lefts[first.left.column] + self._widths[first.left.column] + _HEAD
+            yield draw_text(x, first.y1 + MARGIN - 4, text, "start") + "</g>"
+        else:
+            last = pieces[-1]
+            x = self._lefts[last.right.column] - _HEAD
+            yield draw_text(x, last.y2 + MARGIN - 4, text, "end") + "</g>"
 
+    def _steps(self, pieces: Sequence[Piece]) -> Iterator[str]:
+        for number, piece in enumerate(pieces):
+            column = piece.left.column
+            left, right = self._zones(column)
+            y1, y2 = piece.y1 + MARGIN, piece.y2 + MARGIN
+            x1 = self._lefts[column] + self._widths[column]
+            x2 = self._lefts[column + 1]
+            a, b = x1 + left, x2 - right
+            bend = (b - a) / 2
+            if number == 0:
+                yield f"M{x1:g},{y1:g}"
+            yield f"H{a:g} C{a + bend:g},{y1:g} {b - bend:g},{y2:g} {b:g},{y2:g} H{x2:g}"
+            if piece is not pieces[-1]:
+                yield f"H{x2 + self._widths[column + 1]:g}"
 
-def _text(x: float, y: float, text: str, fill: str, size: int = 12) -> str:
-    return (
-        f'<text x="{x:g}" y="{y:g}" text-anchor="middle" font-size="{size}" fill="{fill}">'
-        f"{escape(text)}</text>"
-    )
+    # --- boxes ---
 
+    def _boxes(self) -> Iterator[str]:
+        for x, width, column in zip(self._lefts, self._widths, self._layout.columns, strict=True):
+            for item in column:
+                if item.box is not None:
+                    size = Size(width, item.height)
+                    yield self._box(self.scene.inner[item.box], x, item.top + MARGIN, size)
 
-def _fit(text: str, most: int = int(_WIDTH / _CHARACTER)) -> str:
-    return text if len(text) <= most else f"{text[: most - 1]}…"
+    def _box(self, number: int, x: float, y: float, size: Size) -> str:
+        box = self.scene.picture.boxes[number]
+        return draw_box(self.scene, box, self._texts[number], x, y, size)
+
+    def _lonely(self, y: float) -> tuple[list[str], float]:
+        """Boxes without arrows, in rows below; and where they end."""
+        placed = {item.box for column in self._layout.columns for item in column}
+        rest = [n for n in self.scene.inner if self._index[n] not in placed]
+        x, tallest, found = float(MARGIN), 0.0, []
+        for number in rest:
+            size = self._sizes[self._index[number]]
+            if x > MARGIN and x + size.width > max(self._right, _ROW):
+                x, y, tallest = float(MARGIN), y + tallest + LINE, 0.0
+            found.append(self._box(number, x, y, size))
+            x, tallest = x + size.width + LINE, max(tallest, size.height)
+            self._right = max(self._right, x - LINE)
+        return found, y + tallest
