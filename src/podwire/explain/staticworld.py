@@ -31,7 +31,7 @@ from podwire.explain.reading import (
 )
 from podwire.explain.workloads import TEMPLATES, Gathered, Owner, Talker
 from podwire.objects.core import Namespace, Node, Service
-from podwire.objects.documents import Document, refuse_duplicates
+from podwire.objects.documents import Document, refuse_duplicates, repeated_keys
 from podwire.objects.meta import Key
 from podwire.policy.evaluate import PolicySet
 from podwire.policy.model import Policy, PolicyRef, Rule
@@ -164,6 +164,8 @@ class _Reader:
 
     def read(self, document: Document) -> None:
         kind = document.kind
+        if _is_read(document):
+            self._tell_repeated(document)
         if not _is_read(document):
             self.skipped.setdefault(kind, []).append(f"{document.origin}: {name_of(document)}")
         elif kind in TEMPLATES or kind == "Pod":
@@ -172,6 +174,12 @@ class _Reader:
             self.entries += entry_rules.read_entries(document, self.namespace, self.warnings)
         else:
             _READERS.get(kind, _Reader.policy)(self, document)
+
+    def _tell_repeated(self, document: Document) -> None:
+        file = document.origin.rpartition(":")[0]
+        for path, line in repeated_keys(document.node):
+            text = f'"{path}" is there more than once; only the last one counts'
+            self.warnings.append(f"{file}:{line}: {name_of(document)}: {text}")
 
     def namespace_(self, document: Document) -> None:
         found = convert(document, document.obj, Namespace)

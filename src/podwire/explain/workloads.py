@@ -91,7 +91,8 @@ class Gathered:
     def _add_pod(
         self, document: Document, pod: PeerPod, own: Owner, controller: Owner | None
     ) -> None:
-        name = pod.metadata.name or f"{pod.metadata.generate_name}x"
+        # One that an API server is to name gets a name like it.
+        name = pod.metadata.name or f"{pod.metadata.generate_name}x{len(self._pods)}"
         view = _view(pod, Key(own.namespace, name))
         if view is not None:
             owner = controller or Owner(own.namespace, "Pod", name)

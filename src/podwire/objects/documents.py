@@ -24,6 +24,10 @@ SUFFIXES: Final = (".yaml", ".yml", ".json")
 _STEP: Final = re.compile(r"([^.\[\]]+)|\[(\d+)\]")
 # `cat a.yaml b.yaml` where `a` does not end its last line and `b` begins with a marker.
 _GLUED: Final = re.compile(r"^(.*[^\s-])---[ \t]*\n[ \t]*(?:#.*)?$", re.MULTILINE)
+_MOST_NODES: Final = 2_000_000
+"""Of one document. What a file says itself is bound by its length; aliases double it each line."""
+_DEEPEST: Final = 200
+_INDENTED: Final = re.compile(rf"^[ -]{{{_DEEPEST}}}", re.MULTILINE)
 Problem = Callable[[str], None]
 
 
@@ -67,7 +71,7 @@ def _line(node: yaml.Node, path: str) -> int:
     line = node.start_mark.line
     for name, index in _STEP.findall(path):
         if name and isinstance(node, yaml.MappingNode):
-            pair = next((pair for pair in node.value if pair[0].value == name), None)
+            pair = next((pair for pair in reversed(node.value) if pair[0].value == name), None)
             if pair is None:
                 break
             line, node = pair[0].start_mark.line, pair[1]
@@ -77,6 +81,22 @@ def _line(node: yaml.Node, path: str) -> int:
         else:
             break
     return line + 1
+
+
+def repeated_keys(node: yaml.Node | None, path: str = "") -> Iterator[tuple[str, int]]:
+    """Fields that are there twice, with the line of the last: the others are lost."""
+    if isinstance(node, yaml.SequenceNode):
+        for index, item in enumerate(node.value):
+            yield from repeated_keys(item, f"{path}[{index}]")
+    if not isinstance(node, yaml.MappingNode):
+        return
+    seen: set[str] = set()
+    for key, value in node.value:
+        below = f"{path}.{key.value}" if path else str(key.value)
+        if below in seen:
+            yield below, key.start_mark.line + 1
+        seen.add(below)
+        yield from repeated_keys(value, below)
 
 
 def load(
@@ -142,17 +162,58 @@ def parse(
 ) -> Iterator[Document]:
     """The objects of one YAML or JSON text; a `List` is taken apart."""
     reader = _Reader(origin, marks, stray)
+    suspect = _may_exceed(text)
     try:
         loader = yaml.CSafeLoader(_unglued(text))
         while loader.check_node():
             node = loader.get_node()
             if node is not None:
+                if suspect:
+                    _refuse_excess(node, origin)
                 yield from reader.documents(loader.construct_document(node), node)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{origin}:{mark.line + 1}" if mark else origin
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]
         raise UsageError(f"{where}: not YAML: {problem}") from error
+
+
+def _may_exceed(text: str) -> bool:
+    """Whether it could be larger or deeper than it looks: of most texts a glance tells."""
+    flows = text.count("{") + text.count("[")
+    return ("&" in text and "*" in text) or flows > _DEEPEST or bool(_INDENTED.search(text))
+
+
+def _refuse_excess(node: yaml.Node, origin: str) -> None:
+    """Raise for what is without end, or nearly, once its aliases are followed."""
+    found: dict[int, tuple[int, int]] = {}
+    inside: set[int] = set()
+
+    def weigh(node: yaml.Node) -> tuple[int, int]:
+        """How many nodes, and how deep."""
+        own = id(node)
+        where = f"{origin}:{node.start_mark.line + 1}: not YAML"
+        if own in inside:
+            raise UsageError(f"{where}: contains itself")
+        if own not in found:
+            inside.add(own)
+            if len(inside) > _DEEPEST:
+                raise UsageError(f"{where}: nested more than {_DEEPEST} times")
+            parts = [weigh(part) for part in _below(node)]
+            count, depth = 1 + sum(n for n, _ in parts), 1 + max((d for _, d in parts), default=0)
+            if count > _MOST_NODES or depth > _DEEPEST:
+                raise UsageError(f"{where}: document contains excessive aliasing")
+            found[own] = count, depth
+            inside.discard(own)
+        return found[own]
+
+    weigh(node)
+
+
+def _below(node: yaml.Node) -> Iterable[yaml.Node]:
+    if isinstance(node, yaml.MappingNode):
+        return [part for pair in node.value for part in pair]
+    return node.value if isinstance(node, yaml.SequenceNode) else ()
 
 
 def _unglued(text: str) -> str:
@@ -195,6 +256,8 @@ class _Reader:
     def _items(self, value: JsonObject, node: yaml.Node) -> Iterator[Document]:
         """Items of a typed list (`PodList`) need not repeat its kind and version."""
         kind = str(value["kind"]).removesuffix("List")
+        if value["items"] is None:
+            return
         for item, own in zip(value["items"], _item_nodes(node), strict=True):
             if kind and isinstance(item, dict):
                 item.setdefault("kind", kind)
@@ -203,7 +266,8 @@ class _Reader:
 
 
 def _is_list(value: JsonObject) -> bool:
-    return str(value.get("kind", "")).endswith("List") and isinstance(value.get("items"), list)
+    items = value.get("items", ...)
+    return str(value.get("kind", "")).endswith("List") and isinstance(items, list | None)
 
 
 def _item_nodes(node: yaml.Node) -> list[yaml.Node]:

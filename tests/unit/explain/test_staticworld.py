@@ -202,6 +202,19 @@ def test_what_is_there_twice_word_for_word_counts_once() -> None:
     )
 
 
+def test_a_field_that_is_there_twice_is_told() -> None:
+    (told,) = _read(POLICY.replace("form: []", "from: []") + "  ingress: []\n").warnings
+    assert told == (
+        'f.yaml:9: NetworkPolicy x/p: "spec.ingress" is there more than once; only the last one '
+        "counts"
+    )
+
+
+def test_pods_that_an_api_server_is_to_name_are_several() -> None:
+    pod = POD.format("a", "").replace("name: a", "generateName: a-")
+    assert len(_read(pod, pod).talkers) == 2
+
+
 @pytest.mark.parametrize(
     ("spec", "message"),
     [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from podwire.errors import UsageError
-from podwire.objects.documents import parse
+from podwire.objects.documents import parse, repeated_keys
 
 POLICY = """\
 apiVersion: networking.k8s.io/v1
@@ -76,3 +76,44 @@ def test_a_marker_that_concatenation_glued_to_a_line_is_seen() -> None:
     assert [(d.name, d.line_of("spec")) for d in found] == [("a", "f:4"), ("web", "f:11")]
     text = "apiVersion: v1\nkind: Pod\nmetadata: {name: a}\nspec: |\n  x---\n  # y\n"
     assert [d.obj["spec"] for d in parse(text, "f")] == ["x---\n# y\n"]
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("spec: &s {a: [*s]}", "contains itself"),
+        ("spec: " + "{a: " * 201 + "1" + "}" * 201, "nested more than 200 times"),
+        (
+            "spec:\n" + "\n".join(f"{' ' * n}a:" for n in range(1, 250)),
+            "nested more than 200 times",
+        ),
+        (
+            "a0: &a0 x\n" + "\n".join(f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]" for n in range(1, 40)),
+            "document contains excessive aliasing",
+        ),
+    ],
+    ids=["cycle", "flow", "block", "aliases"],
+)
+def test_what_is_too_much_once_aliases_are_followed_is_refused(text: str, problem: str) -> None:
+    head = "apiVersion: v1\nkind: Pod\nmetadata: {name: p}\n"
+    with pytest.raises(UsageError, match=rf"f.yaml:\d+: not YAML: {problem}"):
+        list(parse(head + text + "\n", "f.yaml"))
+
+
+def test_aliases_are_followed() -> None:
+    text = "apiVersion: v1\nkind: Pod\nmetadata: {name: p, labels: &l {a: b}, annotations: *l}\n"
+    (document,) = parse(text, "f.yaml")
+    assert document.obj["metadata"]["annotations"] == {"a": "b"}
+
+
+def test_a_list_without_items_is_empty() -> None:
+    assert list(parse("apiVersion: v1\nkind: PodList\nitems: null\n", "f.yaml")) == []
+
+
+def test_fields_that_are_there_twice() -> None:
+    spec = "spec:\n  x:\n  - {a: 1}\n  - {a: 1, a: 2}\n"
+    (document,) = parse(
+        f"apiVersion: v1\nkind: Pod\nmetadata: {{name: p}}\n{spec}", "f.yaml", marks=True
+    )
+    assert list(repeated_keys(document.node)) == [("spec.x[1].a", 7)]
+    assert document.line_of("spec.x[1].a") == "f.yaml:7"
