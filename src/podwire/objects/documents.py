@@ -25,9 +25,10 @@ _STEP: Final = re.compile(r"([^.\[\]]+)|\[(\d+)\]")
 # `cat a.yaml b.yaml` where `a` does not end its last line and `b` begins with a marker.
 _GLUED: Final = re.compile(r"^(.*[^\s-])---[ \t]*\n[ \t]*(?:#.*)?$", re.MULTILINE)
 _MOST_NODES: Final = 2_000_000
-"""Of one document. What a file says itself is bound by its length; aliases double it each line."""
+"""Of one document, unless it says most of them itself: aliases may double it with each line."""
 _DEEPEST: Final = 200
 _INDENTED: Final = re.compile(rf"^[ -]{{{_DEEPEST}}}", re.MULTILINE)
+_BRACKETS: Final = re.compile(r"[][{}]")
 Problem = Callable[[str], None]
 
 
@@ -180,8 +181,14 @@ def parse(
 
 def _may_exceed(text: str) -> bool:
     """Whether it could be larger or deeper than it looks: of most texts a glance tells."""
-    flows = text.count("{") + text.count("[")
-    return ("&" in text and "*" in text) or flows > _DEEPEST or bool(_INDENTED.search(text))
+    if ("&" in text and "*" in text) or _INDENTED.search(text):
+        return True
+    depth = 0
+    for bracket in _BRACKETS.findall(text):
+        depth += 1 if bracket in "[{" else -1
+        if depth > _DEEPEST:
+            return True
+    return False
 
 
 def _refuse_excess(node: yaml.Node, origin: str) -> None:
@@ -201,7 +208,8 @@ def _refuse_excess(node: yaml.Node, origin: str) -> None:
                 raise UsageError(f"{where}: nested more than {_DEEPEST} times")
             parts = [weigh(part) for part in _below(node)]
             count, depth = 1 + sum(n for n, _ in parts), 1 + max((d for _, d in parts), default=0)
-            if count > _MOST_NODES or depth > _DEEPEST:
+            aliased = count > _MOST_NODES and count > 10 * len(found)
+            if aliased or depth > _DEEPEST:
                 raise UsageError(f"{where}: document contains excessive aliasing")
             found[own] = count, depth
             inside.discard(own)
