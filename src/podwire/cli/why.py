@@ -83,7 +83,9 @@ def _from_files(
     output: str,
 ) -> None:
     static = read_files(files, choices)
-    found = explain_policies(static, source, destination, protocol, choices.semantics)
+    found = explain_policies(
+        static, source, destination, protocol, choices.semantics, choices.version
+    )
     if not print_structured(found, output):
         click.echo("\n\n".join(map(render_policies, found)))
     if not all(each.allowed for each in found):

@@ -4,22 +4,27 @@
         -> per direction: the rule that decided, or the policies that isolate and the nearest rule
 
 SRC: [NS/]POD, [NS/]WORKLOAD, ADDRESS, outside
-DST: svc/[NS/]NAME[:PORT], [NS/]POD:PORT, [NS/]WORKLOAD:PORT, ADDRESS:PORT
+DST: svc/[NS/]NAME[:PORT], [NS/]POD:PORT, [NS/]WORKLOAD:PORT, ADDRESS:PORT, outside:PORT
+
+`outside` is every address beyond the pods: an answer for each part of it that is treated alike.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from ipaddress import ip_address
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Final
+
+import msgspec
 
 from podwire.errors import NotFoundError, UsageError
 from podwire.explain.entries import Entry, selected_by, target_ports
 from podwire.explain.staticworld import StaticWorld
-from podwire.explain.workloads import Talker
+from podwire.explain.workloads import Owner, Talker
 from podwire.objects.core import Service
 from podwire.objects.meta import Key, View
+from podwire.policy.classviews import EXTERNAL
 from podwire.policy.evaluate import (
     DEFAULT,
     Case,
@@ -30,10 +35,14 @@ from podwire.policy.evaluate import (
     Semantics,
     evaluate,
 )
-from podwire.policy.model import PROTOCOL_NAMES, PROTOCOLS, PortRange, Rule
+from podwire.policy.model import PROTOCOL_NAMES, PROTOCOLS, Address, Direction, PortRange, Rule
 from podwire.policy.nearest import Miss, Near, ServicePort, find_nearest
+from podwire.policy.reach import Reach
+from podwire.policy.world import NodeView, owners_of
 
 OUTSIDE: Final = "outside"
+_SHOWN: Final = 3
+_MAKE: Final[Mapping[int, Callable[[int], Address]]] = {4: IPv4Address, 6: IPv6Address}
 _REASONS: Final = {
     "no policy": "no policy selects it in this direction",
     "no rule": "policies select it and none of their rules decides",
@@ -121,19 +130,58 @@ def explain_policies(
     destination: str,
     protocol: str | None = None,
     semantics: Semantics = DEFAULT,
+    version: int = 4,
 ) -> list[PolicyWhy]:
-    """One per pair of ends that are not alike: of a workload, of the endpoints of a Service.
+    """One per pair of ends that policies tell apart: of a workload, of the endpoints of a Service,
+    of the outside in one family of addresses.
 
     Raises `NotFoundError` and `UsageError` for words that mean nothing.
     """
-    sources = _sources(static, source)
+    reach = Reach(static.world, static.policy_set, semantics, version)
+    sources = _sources(static, reach, source)
     namespace = sources[0].talker.view.key.namespace if sources[0].talker else "default"
-    asked = list(_destinations(static, destination, protocol, namespace))
+    asked = list(_destinations(static, reach, destination, protocol, namespace))
     policies = static.policy_set
-    found = [
-        _explain(static, policies, semantics, one, other) for one in sources for other in asked
-    ]
-    return list(dict.fromkeys(found))
+    found: dict[object, list[PolicyWhy]] = {}
+    for one in sources:
+        for other in asked:
+            why = _explain(static, policies, semantics, one, other)
+            key = _whose(one), _whose(other.end), _nameless(why)
+            found.setdefault(key, []).append(why)
+    return [_together(alike) for alike in found.values()]
+
+
+def _whose(end: End) -> Owner | str:
+    if end.talker is not None:
+        return end.talker.owner
+    return EXTERNAL if end.name.endswith(EXTERNAL) else end.name
+
+
+def _nameless(why: PolicyWhy) -> PolicyWhy:
+    """What is the same of replicas, and of addresses, that are treated alike."""
+    outside = why.source.endswith(EXTERNAL) or why.destination.endswith(EXTERNAL)
+    directions = tuple(
+        # What almost matched is another for each address.
+        msgspec.structs.replace(each, pod="", nearest=None if outside else each.nearest)
+        for each in why.directions
+    )
+    return msgspec.structs.replace(why, source="", destination="", directions=directions)
+
+
+def _together(alike: Sequence[PolicyWhy]) -> PolicyWhy:
+    """The first speaks for all; several ranges of addresses are named."""
+    first = alike[0]
+    names = {"source": first.source, "destination": first.destination}
+    for end, name in names.items():
+        ranges = list(dict.fromkeys(getattr(why, end) for why in alike))
+        if name.endswith(EXTERNAL) and len(ranges) > 1:
+            more = f" and {len(ranges) - _SHOWN} more" if len(ranges) > _SHOWN else ""
+            names[end] = ", ".join(ranges[:_SHOWN]) + more
+    subjects = {"egress": names["source"], "ingress": names["destination"]}
+    directions = tuple(
+        msgspec.structs.replace(each, pod=subjects[each.direction]) for each in first.directions
+    )
+    return msgspec.structs.replace(first, **names, directions=directions)
 
 
 def _explain(
@@ -239,20 +287,35 @@ def _text(judgement: Judgement) -> str:
 # --- who is meant -------------------------------------------------------------------------------
 
 
-def _sources(static: StaticWorld, text: str) -> list[End]:
+def _sources(static: StaticWorld, reach: Reach, text: str) -> list[End]:
     if text == OUTSIDE:
-        return [End(OUTSIDE, Party())]
-    if (address := _address(text)) is not None:
+        return _outside(reach, "ingress")
+    if (address := _address(static, text)) is not None:
         return [address]
     return _talkers(static, text, "default")
 
 
-def _address(text: str) -> End | None:
-    """An address of nobody here: pods are asked for by name, their addresses may be others'."""
+def _outside(reach: Reach, direction: Direction) -> list[End]:
+    """The ranges that rules of the direction tell apart, by an address of each."""
+    return [
+        End(f"{span}{EXTERNAL}", Party(_MAKE[span.version](span.first)))
+        for span in reach.outside(direction)
+    ]
+
+
+def _address(static: StaticWorld, text: str) -> End | None:
+    """Who has the address, if anybody here."""
     try:
-        return End(text, Party(ip_address(text.strip("[]"))))
+        address = ip_address(text.strip("[]"))
     except ValueError:
         return None
+    owner = owners_of(static.world).get(address)
+    if isinstance(owner, NodeView):
+        return End(f"node/{owner.name}", Party(address, node=owner))
+    for talker in static.talkers:
+        if owner is not None and talker.view.key == owner.key:
+            return End(str(talker), Party(address, talker.view), talker)
+    return End(text, Party(address))
 
 
 def _talkers(static: StaticWorld, text: str, namespace: str) -> list[End]:
@@ -295,7 +358,7 @@ def _end(static: StaticWorld, talker: Talker) -> End:
 
 
 def _destinations(
-    static: StaticWorld, text: str, protocol: str | None, namespace: str
+    static: StaticWorld, reach: Reach, text: str, protocol: str | None, namespace: str
 ) -> Iterator[_Asked]:
     if text.startswith(("svc/", "service/")):
         yield from _service(static, text, protocol, namespace)
@@ -304,11 +367,14 @@ def _destinations(
     number = PROTOCOLS[(protocol or "tcp").upper()]
     if not port.isdigit() or not 0 < int(port) < 65536 or not host:
         raise UsageError(f"{text!r}: needs a port between 1 and 65535, as in {host or text}:80")
-    outside = _address(host)
-    if outside is not None:
-        yield _Asked(outside, number, int(port))
+    if host == OUTSIDE:
+        yield from (_Asked(end, number, int(port)) for end in _outside(reach, "egress"))
         return
-    for end in _talkers(static, host, namespace):
+    known = _address(static, host)
+    if known is not None and known.talker is None:
+        yield _Asked(known, number, int(port))
+        return
+    for end in _talkers(static, host, namespace) if known is None else [known]:
         protocol_ = number if protocol else _declared(end, int(port)) or number
         yield _Asked(end, protocol_, int(port), "", _leading(static, end, protocol_, int(port)))
 
@@ -353,6 +419,11 @@ def _endpoints(
         raise UsageError(f"service {service.key}: has no port {port or protocol}; it has {there}")
     first = wanted[0]
     entry = Entry("", service.key, first.port, first.protocol)
+    if not any(True for each in chosen for _ in target_ports(service, entry, each.view)):
+        raise NotFoundError(
+            f"service {service.key}: targetPort {first.target_port} of port {first.port} is a name "
+            "that no pod behind it has, so it leads nowhere"
+        )
     for talker in _unlike(chosen):
         end = _end(static, talker)
         for span in target_ports(service, entry, talker.view):

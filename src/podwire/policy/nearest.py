@@ -238,7 +238,7 @@ def _peer_misses(case: Case, peer: Peer, path: str, cluster: bool) -> Iterator[M
     match peer:
         case PodsPeer():
             if party.pod is None or party.pod.host_network:
-                is_ = str(party.ip) if party.ip is not None else "no pod"
+                is_ = str(party.ip) if party.ip is not None else "a node"
                 yield Miss("peer", path, "a pod", f"{is_}, which is none")
                 return
             pods = f"{path}.pods.podSelector" if cluster else f"{path}.podSelector"

@@ -176,3 +176,82 @@ def test_words_that_mean_nothing() -> None:
         explain_policies(static, "shop/web", "shop/api")
     with pytest.raises(UsageError, match="has no port 81; it has - 80/TCP"):
         explain_policies(static, "shop/web", "svc/shop/api:81")
+
+
+DUMP = """\
+---
+apiVersion: v1
+kind: Pod
+metadata:
+  name: NAME-N
+  namespace: shop
+  labels: {app: NAME}
+  ownerReferences: [{kind: ReplicaSet, name: NAME, controller: true}]
+spec: {nodeName: node-N, containers: [{name: c, ports: [{containerPort: 80}]}]}
+status: {podIPs: [{ip: 10.1.N.ADDRESS}]}
+"""
+
+
+def _dump(*policies: str) -> StaticWorld:
+    pods = [
+        DUMP.replace("NAME", name).replace("N.ADDRESS", f"N.{address}").replace("N", str(number))
+        for name, address in (("a", 5), ("b", 6))
+        for number in range(3)
+    ]
+    return read_world(list(parse("".join((*policies, *pods)), "f.yaml", marks=True)))
+
+
+def test_replicas_that_are_treated_alike_are_told_once() -> None:
+    only = (
+        HEAD.replace("app: api", "app: b") + "  - from: [{podSelector: {matchLabels: {app: a}}}]\n"
+    )
+    (found,) = explain_policies(_dump(only), "shop/a", "shop/b:80")
+    assert (found.source, found.destination, found.allowed) == (
+        "shop/a-0[Pod]",
+        "shop/b-0[Pod]",
+        True,
+    )
+    one = HEAD.replace("app: api", "app: b") + "  - from: [{ipBlock: {cidr: 10.1.1.5/32}}]\n"
+    found_ = explain_policies(_dump(one), "shop/a", "shop/b:80")
+    assert {each.source: each.allowed for each in found_} == {
+        "shop/a-0[Pod]": False,
+        "shop/a-1[Pod]": True,
+        "shop/a-2[Pod]": False,
+    }
+
+
+def test_an_address_is_whoever_has_it() -> None:
+    only = (
+        HEAD.replace("app: api", "app: b") + "  - from: [{podSelector: {matchLabels: {app: a}}}]\n"
+    )
+    (found,) = explain_policies(_dump(only), "10.1.2.5", "10.1.0.6:80")
+    assert (found.source, found.destination, found.allowed) == (
+        "shop/a-2[Pod]",
+        "shop/b-0[Pod]",
+        True,
+    )
+    (found,) = explain_policies(_dump(only), "8.8.8.8", "10.1.0.6:80")
+    assert (found.source, found.allowed) == ("8.8.8.8", False)
+
+
+def test_the_outside_is_told_by_what_is_treated_alike() -> None:
+    rule = "  - from: [{ipBlock: {cidr: 8.0.0.0/8, except: [8.8.0.0/16]}}]\n"
+    static = _dump(HEAD.replace("app: api", "app: b") + rule)
+    denied, allowed = explain_policies(static, "outside", "shop/b:80")
+    assert (allowed.allowed, denied.allowed) == (True, False)
+    ranges = "8.0.0.0-8.7.255.255[External], 8.9.0.0-8.255.255.255[External]"
+    assert allowed.source == allowed.directions[0].pod == ranges
+    assert denied.source.startswith("0.0.0.0-7.255.255.255[External], 8.8.0.0-8.8.255.255")
+    (found,) = explain_policies(static, "shop/a", "outside:443")
+    assert (found.destination, found.allowed) == ("0.0.0.0-255.255.255.255[External]", True)
+    (found,) = explain_policies(static, "shop/a", "outside:443", version=6)
+    assert found.destination.startswith("::-ffff:")
+
+
+def test_a_service_that_leads_to_no_port_is_no_answer() -> None:
+    named = WORLD.replace("targetPort: http", "targetPort: htp")
+    static = read_world(list(parse(named, "f.yaml", marks=True)))
+    with pytest.raises(
+        NotFoundError, match=r"service shop/api: targetPort htp of port 80 is a name"
+    ):
+        explain_policies(static, "shop/web", "svc/shop/api:80")
