@@ -28,7 +28,16 @@ from podwire.explain.reading import place_of, without_nulls
 from podwire.objects.documents import Document
 from podwire.objects.meta import JsonObject
 from podwire.objects.policy import ClusterPolicy, NetworkPolicy
-from podwire.policy.model import DIRECTIONS, Direction, Policy, PolicyRef, Rule, Tier
+from podwire.policy.model import (
+    DIRECTIONS,
+    Direction,
+    NamedPort,
+    NetworkPeer,
+    Policy,
+    PolicyRef,
+    Rule,
+    Tier,
+)
 from podwire.policy.parse import parse_network_policy
 from podwire.policy.parse_cluster import parse_cluster_policy
 
@@ -126,18 +135,42 @@ def _doubts(document: Document, policy: Policy, raw: JsonObject) -> Iterator[tup
         text = f"{path}: has a peer or protocol that is not known here, so it {verb} {effect}"
         yield path, text
     if policy.tier is not Tier.NETWORK_POLICY:
+        yield from _empty_ranges(raw)
         broken = [e for e in _broken(raw, schema) if _around(e.field, closed) is None]
         for error in broken[:_SHOWN]:
             yield error.field, f"an API server refuses it: {error}"
         if len(broken) > _SHOWN:
             yield "spec", f"an API server refuses {len(broken) - _SHOWN} more of its fields"
         return
+    yield from _names_of_addresses(policy)
     spec = raw.get("spec") or {}
     for direction in DIRECTIONS:
         if spec.get(direction) and direction not in policy.isolates:
             word = direction.capitalize()
             text = f"spec.{direction} means nothing: spec.policyTypes does not have {word}"
             yield f"spec.{direction}", text
+
+
+def _empty_ranges(raw: JsonObject) -> Iterator[tuple[str, str]]:
+    """v1alpha1 asks for start before end in words only, so clusters have them the other way."""
+    for direction in DIRECTIONS:
+        for i, rule in enumerate(raw["spec"].get(direction) or ()):
+            for j, port in enumerate(rule.get("ports") or ()):
+                span = port.get("portRange")
+                if span and span["start"] > span["end"]:
+                    path = f"spec.{direction}[{i}].ports[{j}].portRange"
+                    yield path, f"{path} ends before it starts: no port is in it"
+
+
+def _names_of_addresses(policy: Policy) -> Iterator[tuple[str, str]]:
+    """Named ports are of pods: of cluster policies an API server refuses them elsewhere."""
+    for rule in policy.egress:
+        blocks = [i for i, peer in enumerate(rule.peers or ()) if isinstance(peer, NetworkPeer)]
+        for number, port in enumerate(rule.ports or ()):
+            if blocks and isinstance(port, NamedPort):
+                path = f"{rule.path}.ports[{number}]"
+                text = f"{path}: addresses have no port {port.name!r}: {rule.path}.to[{blocks[0]}]"
+                yield path, f"{text} is an ipBlock, to which it accepts nothing"
 
 
 def _closed(policy: Policy, direction: Direction) -> Iterator[Rule]:

@@ -152,6 +152,27 @@ def test_rules_of_a_direction_that_is_not_listed_are_told() -> None:
     assert _doubts(_document(NETWORK + rules.replace("[Ingress]", "[]"))) == []
 
 
+def test_a_named_port_of_addresses_is_told() -> None:
+    peers = "[{podSelector: {}}, {ipBlock: {cidr: 10.0.0.0/8}}]"
+    rule = f"  egress:\n  - {{to: {peers}, ports: [{{port: web}}]}}\n"
+    (told,) = _doubts(_document(NETWORK + rule))
+    assert told.startswith("f.yaml:7: NetworkPolicy default/n: spec.egress[0].ports[0]: addresses")
+    assert told.endswith("spec.egress[0].to[1] is an ipBlock, to which it accepts nothing")
+    # Ingress ports are the selected pod's own.
+    ingress = rule.replace("egress", "ingress").replace("to:", "from:")
+    assert _doubts(_document(NETWORK + ingress)) == []
+
+
+def test_a_range_that_ends_before_it_starts_is_told() -> None:
+    ports = "[{portRange: {protocol: TCP, start: 80, end: 70}}]"
+    (told,) = _doubts(
+        _rule(ADMIN, f"{{action: Deny, from: [{{namespaces: {{}}}}], ports: {ports}}}")
+    )
+    assert told.endswith(
+        "spec.ingress[0].ports[0].portRange ends before it starts: no port is in it"
+    )
+
+
 def test_what_is_well_raises_no_doubt() -> None:
     peers = "[{namespaces: {}}, {pods: {namespaceSelector: {}, podSelector: {}}}]"
     ports = "[{portRange: {protocol: SCTP, start: 1, end: 65535}}]"
