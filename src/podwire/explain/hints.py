@@ -86,7 +86,7 @@ class Settings:
         settings = cls(namespace)
         for document in documents:
             if (document.group, document.kind) == ("", "ConfigMap"):
-                data = without_nulls(document.obj.get("data") or {})
+                data = _maps(without_nulls(document.obj.get("data")))
                 texts = {str(key): str(value) for key, value in data.items()}
                 key = Key(document.namespace or namespace, document.name)
                 settings._maps[key] = texts
@@ -105,7 +105,9 @@ class Settings:
         for volume in _list(spec.get("volumes")):
             sources = [volume, *_list(_maps(volume.get("projected")).get("sources"))]
             given |= dict.fromkeys(
-                name for source in sources if (name := _maps(source.get("configMap")).get("name"))
+                str(name)
+                for source in sources
+                if (name := _maps(source.get("configMap")).get("name"))
             )
         for name in given:
             for key, value in self._maps.get(Key(namespace, name), {}).items():
@@ -115,7 +117,8 @@ class Settings:
         self, container: Mapping[str, Any], namespace: str, given: dict[str, None]
     ) -> Iterator[Text]:
         for word in ("command", "args"):
-            for value in container.get(word) or ():
+            values = container.get(word)
+            for value in values if isinstance(values, list) else ():
                 yield Text(word, str(value))
         for entry in _list(container.get("env")):
             setting = f"env {entry.get('name', '')}"

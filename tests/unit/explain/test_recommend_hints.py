@@ -155,6 +155,19 @@ data: {app.ini: "[cart]\\nurl = http://cart:80/\\n", direct: "cart:80"}
         assert _sources(found, "cart") == {"web": [7070]}
 
 
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("image: i", "command: 3.5\n        args: {a: b}"),
+        ("enableServiceLinks: false", "volumes: [{configMap: {name: [a]}}, {projected: 3}]"),
+    ],
+)
+def test_settings_that_cannot_be_read_say_nothing(old: str, new: str) -> None:
+    config = "\napiVersion: v1\nkind: ConfigMap\nmetadata: {name: c, namespace: shop}\ndata: [a]\n"
+    found, _ = _recommend(_deployment("web").replace(old, new), config)
+    assert [ref.name for ref in found.idle] == ["web"]
+
+
 def test_a_cron_job_and_its_arguments() -> None:
     cron = """
 apiVersion: batch/v1
