@@ -54,6 +54,7 @@ class NftablesBackend:
         return not any(found.values())
 
     def set_ranges(self, ranges: Ranges) -> None:
+        self._found = None  # should the kernel refuse, the next look is to make them
         self._table.set_ranges(ranges)
 
     def commit(self) -> None:

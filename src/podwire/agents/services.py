@@ -76,7 +76,8 @@ class ServiceAgent:
         self.slices: Informer[EndpointSlice] = Informer(
             api, kinds.ENDPOINT_SLICE, label_selector=_OUR_SLICES
         )
-        self._cidrs: Informer[ServiceCidr] = Informer(api, kinds.SERVICE_CIDR)
+        # Clusters before 1.33 have none.
+        self._cidrs: Informer[ServiceCidr] = Informer(api, kinds.SERVICE_CIDR, optional=True)
         self._slices_of: dict[Key, dict[Key, EndpointSlice]] = {}
         self._dirty: dict[Owner, float] = {}
         self._ranges_dirty = True
@@ -202,6 +203,7 @@ class ServiceAgent:
             group.create_task(self.news.health_checks.run())
             await self.services.synced.wait()
             await self.slices.synced.wait()
+            await self._cidrs.synced.wait()
             await self._nodes.synced.wait()
             self._nodes.on_change(self._node_changed)
             self.services.on_change(self._service_changed)
@@ -222,6 +224,9 @@ class ServiceAgent:
         """Everything that is known."""
         set_timeouts()
         fresh = await self._open()
+        if not fresh and self._pods is not None:
+            # The hostPorts of an earlier agent serve until it is known whose they are.
+            await self._pods.synced.wait()
         self._ranges_dirty = False
         owners = sorted(self._dirty, key=self._urgency)
         self._dirty.clear()
@@ -253,6 +258,9 @@ class ServiceAgent:
             self.program.adopt(self._compile_portion(portion))
             await asyncio.sleep(0)
         self.program.mend()
+        while self.program.mend_wanted:
+            await asyncio.sleep(_RETRY_S)
+            self.program.mend()
 
     def _urgency(self, owner: Owner) -> tuple[int, Owner]:
         service = self.services.objects.get(owner.key) if owner.kind == "Service" else None
@@ -288,12 +296,13 @@ class ServiceAgent:
     def _program_ranges(self) -> None:
         if not self._ranges_dirty:
             return
+        self._ranges_dirty = False
         try:
             self.backend.set_ranges(self._ranges())
-            self._ranges_dirty = False
         except KernelError as error:
+            # The back end knows them now; what the kernel has of them, nobody does.
             _LOG.warning("services: ranges not programmed: %s", error)
-            asyncio.get_running_loop().call_later(_RETRY_S, self._wake.set)
+            self.program.mend_later()
 
     def _tell_health(self) -> None:
         """Up to date, unless something is left to try again or came meanwhile."""
@@ -308,12 +317,8 @@ class ServiceAgent:
     # --- what others read -----------------------------------------------------------------------
 
     def _ranges(self) -> Ranges:
-        extra = [
-            ip_network(cidr)
-            for obj in self._cidrs.objects.values()
-            if not obj.deleting
-            for cidr in obj.spec.cidrs
-        ]
+        # One that is being deleted stays until no Service has an address of it.
+        extra = [ip_network(cidr) for obj in self._cidrs.objects.values() for cidr in obj.spec.cidrs]
         cidrs = tuple(dict.fromkeys([*self.config.service_cidrs, *extra]))
         return Ranges(cidrs, self.config.cluster_cidrs)
 

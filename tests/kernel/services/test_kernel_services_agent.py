@@ -8,6 +8,7 @@ from collections.abc import Callable, Coroutine, Iterable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from service_net import UDP, Ask, Sender, ServiceNet, wait
 from service_rows import CLUSTER_IP, NODE_IP, ep
 from service_worlds import CLUSTER_CIDRS, NODE, SERVICE_CIDRS, make_service, make_slice
@@ -19,8 +20,8 @@ from podwire.agents.services import ServiceAgent
 from podwire.client import Api, Change, Endpoint, Informer
 from podwire.errors import KernelError
 from podwire.objects import kinds
-from podwire.objects.core import Node, Service
-from podwire.objects.discovery import SERVICE_NAME_LABEL, EndpointSlice
+from podwire.objects.core import Node, Pod, Service
+from podwire.objects.discovery import SERVICE_NAME_LABEL, EndpointSlice, ServiceCidr
 from podwire.objects.meta import Key, Kind, Object
 from podwire.services import nftables as nf
 from podwire.services.claims import Claims, Owner
@@ -59,7 +60,7 @@ class Agent(ServiceAgent):
     """Told what there is by the test instead of by an API; what it would tell is kept."""
 
     def __init__(self, refusing: bool) -> None:
-        api = Api(Endpoint(unix_socket=Path("/run/nobody.sock")))
+        self.api = api = Api(Endpoint(unix_socket=Path("/run/nobody.sock")))
         nodes: Informer[Node] = Informer(api, kinds.NODE)
         config = ServiceConfig((4,), CLUSTER_CIDRS, SERVICE_CIDRS)
         self.events = Told()
@@ -93,7 +94,29 @@ def in_loop(body: Callable[[], Coroutine[Any, Any, None]]) -> None:
 
 
 def take_away(words: list[str]) -> None:
-    subprocess.run(words, check=True, capture_output=True)
+    told(words)
+
+
+def told(words: list[str]) -> str:
+    return subprocess.run(words, check=True, capture_output=True, text=True).stdout
+
+
+def cidr(name: str, network: str, *, deleting: bool) -> ServiceCidr:
+    gone = {"deletionTimestamp": "2026-01-01T00:00:00Z"} if deleting else {}
+    whole = {"metadata": {"name": name, **gone}, "spec": {"cidrs": [network]}}
+    return msgspec.convert(whole, ServiceCidr)
+
+
+def host_port_pod() -> Pod:
+    port = {"containerPort": 8080, "hostPort": 8088}
+    return msgspec.convert(
+        {
+            "metadata": {"name": "web", "namespace": "ns1"},
+            "spec": {"nodeName": "node-1", "containers": [{"name": "c", "ports": [port]}]},
+            "status": {"phase": "Running", "podIPs": [{"ip": "10.244.1.2"}]},
+        },
+        Pod,
+    )
 
 
 def hosts_of(net: ServiceNet, vip: str) -> set[str]:
@@ -195,4 +218,61 @@ def test_flows_of_a_service_that_went_while_no_agent_was_there_end(scratch: Path
             next_one.close()
 
     with ServiceNet(scratch) as net:
+        in_loop(body)
+
+
+def test_ranges_the_kernel_refused_are_there_by_the_next_look(scratch: Path) -> None:
+    async def body() -> None:
+        agent = Agent(refusing=False)
+        table = agent.backend._table
+        takes, refused = table.apply_text, []
+
+        def refuse(text: str) -> None:
+            refused.append(text)
+            raise KernelError("nf_tables: no room", errno=12)
+
+        table.apply_text = refuse
+        leaving = cidr("more", "10.97.0.0/16", deleting=True)
+        agent._cidrs.objects = {leaving.key: leaving}
+        agent._cidr_changed(Change(None, leaving))
+        agent._program_ranges()
+        assert refused
+        assert agent.program.mend_wanted
+        table.apply_text = takes
+        agent.program.mend()
+        listed = told(["nft", "list", "set", "ip", nf.TABLE, nf.SERVICE_CIDRS])
+        # Services have addresses of a range that is being deleted, or it would be gone.
+        assert "10.97.0.0/16" in listed
+        agent.close()
+
+    with ServiceNet(scratch):
+        in_loop(body)
+
+
+def test_host_ports_stand_while_a_new_agent_does_not_know_its_pods(scratch: Path) -> None:
+    async def body() -> None:
+        pod = host_port_pod()
+        agent = Agent(refusing=False)
+        agent._pods = pods = Informer(agent.api, kinds.POD)
+        pods.objects = {pod.key: pod}
+        agent._pod_changed(Change(None, pod))
+        agent.work()
+        elements = ["nft", "list", "map", "ip", nf.TABLE, nf.SERVICES]
+        assert ". 8088" in told(elements)
+        agent.close()
+        next_one = Agent(refusing=False)
+        next_one._pods = pods = Informer(next_one.api, kinds.POD)
+        starting = asyncio.ensure_future(next_one.start())
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert not starting.done()
+        assert ". 8088" in told(elements)
+        pods.objects = {pod.key: pod}
+        next_one._pod_changed(Change(None, pod))
+        pods.synced.set()
+        await starting
+        assert ". 8088" in told(elements)
+        next_one.close()
+
+    with ServiceNet(scratch):
         in_loop(body)
