@@ -7,9 +7,11 @@ Back ends differ in what is in the table, not in how it gets there.
 
 from __future__ import annotations
 
+import errno
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from podwire.agents.servicekernel import Ranges
 from podwire.errors import KernelError
@@ -22,6 +24,21 @@ from podwire.services.model import FrontendKey, Network
 from podwire.services.plan import Elements, is_whole
 
 _LOG = logging.getLogger(__name__)
+# Errors that say nothing of the table: what the kernel refuses now it may take later.
+_PASSING: Final = frozenset(
+    {
+        errno.EACCES,
+        errno.EAGAIN,
+        errno.EBUSY,
+        errno.EINTR,
+        errno.EMFILE,
+        errno.ENFILE,
+        errno.ENOBUFS,
+        errno.ENOMEM,
+        errno.ENOSPC,
+        errno.EPERM,
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -48,16 +65,20 @@ class NftTable:
 
     def ensure(self, ranges: Ranges | None = None) -> None:
         """Make what is missing; a table of an older podwire whose maps have other types is made
-        anew. Without `ranges` it gets those it had."""
+        anew. Without `ranges` it gets those it had.
+
+        Errors: `KernelError` where the kernel has no room or no leave; what there is works on.
+        """
         self._ranges = ranges or self._ranges
         for version in self.families:
             text = self._form.render_base(version) + self._render_ranges(version)
             try:
                 self.apply_text(text)
             except KernelError as error:
+                if error.errno in _PASSING:
+                    raise
                 _LOG.warning("services: the table is made anew: %s", error)
-                self._nft.delete_table(nf.FAMILY_NAMES[version], self._form.name)
-                self.apply_text(text)
+                self.apply_text(nft.render_delete(nf.FAMILY_NAMES[version], self._form.name) + text)
 
     def set_ranges(self, ranges: Ranges) -> None:
         if ranges != self._ranges:

@@ -101,8 +101,7 @@ class Nft(Handle):
 
     def delete_table(self, family: str, name: str) -> None:
         """Delete the table; an absent one is fine."""
-        # `add` first: within one transaction it makes the `delete` valid either way.
-        self._run(f"add table {family} {name}\ndelete table {family} {name}\n")
+        self._run(render_delete(family, name))
 
     def _run(self, text: str) -> str:
         library = _library()
@@ -153,6 +152,11 @@ def _write_all(fd: int, data: bytes) -> None:
 
 _POSITION: Final = re.compile(r"^(?:\S+?):(\d+):(\d+)-(\d+): Error: (.*)$", re.MULTILINE)
 _ERRNO_OF: Final = {os.strerror(code): code for code in errno.errorcode}
+
+
+def render_delete(family: str, name: str) -> str:
+    """What deletes a table, there or not: within one transaction the `add` makes it valid."""
+    return f"add table {family} {name}\ndelete table {family} {name}\n"
 
 
 def _error(text: str, report: str, command: str | None) -> KernelError:
