@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from ipaddress import ip_address
 from typing import Protocol, TypeAlias
 
-from podwire.agents.services import ServiceAgent
+from podwire.agents.progressing import Watchers
 from podwire.client import Change, Informer
 from podwire.errors import KernelError
 from podwire.objects.core import Node, Service
@@ -48,14 +48,37 @@ class Announcement(Protocol):
     def close(self) -> None: ...
 
 
+class Served(Protocol):
+    """What this node serves: its `ServiceAgent`."""
+
+    synced: asyncio.Event
+    services: Informer[Service]
+    slices: Informer[EndpointSlice]
+
+    @property
+    def pools(self) -> Pools: ...
+
+    @property
+    def watchers(self) -> Watchers:
+        """Who wants to know whenever something was programmed."""
+
+    def slices_of(self, service: Key) -> list[EndpointSlice]: ...
+
+    def serves(self, service: Service, addresses: Iterable[Address]) -> bool:
+        """Whether the kernel has all these addresses of the Service."""
+
+
 def compile_wanted(
-    services: Iterable[Service], slices: Mapping[Key, Iterable[EndpointSlice]], pools: Pools
+    services: Iterable[Service],
+    slices_of: Callable[[Key], Iterable[EndpointSlice]],
+    pools: Pools,
 ) -> dict[Address, frozenset[str] | None]:
     """Every address to announce, and the nodes it may be announced from (None: any)."""
     behind: dict[Address, list[frozenset[str] | None]] = {}
     for service in services:
-        for address in vips_of(service, pools):
-            eligible = eligible_nodes(service, slices.get(service.key, ()))
+        vips = vips_of(service, pools)
+        eligible = eligible_nodes(service, slices_of(service.key)) if vips else None
+        for address in vips:
             behind.setdefault(address, []).append(eligible)
     return {address: shared_eligibility(each) for address, each in behind.items()}
 
@@ -63,40 +86,30 @@ def compile_wanted(
 class Announcer:
     """One node's; it reads what the `ServiceAgent` follows."""
 
-    def __init__(
-        self, services: ServiceAgent, nodes: Informer[Node], announcement: Announcement
-    ) -> None:
-        self._services = services
+    def __init__(self, served: Served, nodes: Informer[Node], announcement: Announcement) -> None:
+        self._served = served
         self._nodes = nodes
         self._announcement = announcement
         self._ours: dict[Key, Service] = {}
-        self._slices: dict[Key, dict[Key, EndpointSlice]] = {}
         self._dirty = asyncio.Event()
         self._unserved = False
 
     # --- observe ---
 
     def _service_changed(self, change: Change[Service]) -> None:
-        old, new = change.old, change.new
-        if new is not None and is_ours(new):
-            self._ours[change.key] = new
+        if change.new is not None and is_ours(change.new):
+            self._ours[change.key] = change.new
             self._dirty.set()
-        elif self._ours.pop(change.key, None) is not None or (old is not None and is_ours(old)):
+        elif self._ours.pop(change.key, None) is not None:
             self._dirty.set()
 
     def _slice_changed(self, change: Change[EndpointSlice]) -> None:
-        piece = change.new or change.old
-        if piece is None or not piece.service_name:
-            return
-        key = Key(piece.metadata.namespace, piece.service_name)
-        if change.new is not None:
-            self._slices.setdefault(key, {})[piece.key] = piece
-        elif key in self._slices:
-            self._slices[key].pop(piece.key, None)
-            if not self._slices[key]:
-                del self._slices[key]
-        if key in self._ours and self._ours[key].spec.external_traffic_policy == "Local":
-            self._dirty.set()
+        """With policy Local endpoints say which nodes may have the address."""
+        for piece in (change.old, change.new):
+            if piece is not None and piece.service_name:
+                service = self._ours.get(Key(piece.metadata.namespace, piece.service_name))
+                if service is not None and service.spec.external_traffic_policy == "Local":
+                    self._dirty.set()
 
     def _node_changed(self, change: Change[Node]) -> None:
         seen = [member_of(node) if node is not None else None for node in (change.old, change.new)]
@@ -107,10 +120,10 @@ class Announcer:
 
     async def run(self) -> None:
         """Follow until cancelled."""
-        await self._services.synced.wait()
+        await self._served.synced.wait()
         await self._nodes.synced.wait()
-        self._services.services.on_change(self._service_changed)
-        self._services.slices.on_change(self._slice_changed)
+        self._served.services.on_change(self._service_changed)
+        self._served.slices.on_change(self._slice_changed)
         self._nodes.on_change(self._node_changed)
         async with asyncio.TaskGroup() as group:
             group.create_task(self._announcement.run())
@@ -124,7 +137,7 @@ class Announcer:
 
     async def _follow_programming(self) -> None:
         """What could not be served may be served now."""
-        with self._services.news.watchers.watched() as moved:
+        with self._served.watchers.watched() as moved:
             while True:
                 await moved.wait()
                 moved.clear()
@@ -132,9 +145,8 @@ class Announcer:
                     self._dirty.set()
 
     def _update(self) -> None:
-        slices = {key: self._slices[key].values() for key in self._ours if key in self._slices}
-        pools = self._services.config.pools
-        served = [s for s in self._ours.values() if self._services.serves(s, vips_of(s, pools))]
+        pools = self._served.pools
+        served = [s for s in self._ours.values() if self._served.serves(s, vips_of(s, pools))]
         self._unserved = len(served) < len(self._ours)
         members = {
             node.metadata.name: member
@@ -142,7 +154,7 @@ class Announcer:
             if (member := member_of(node)) is not None
         }
         try:
-            self._announcement.set(compile_wanted(served, slices, pools), members)
+            self._announcement.set(compile_wanted(served, self._served.slices_of, pools), members)
         except KernelError as error:
             _LOG.error("load balancers: not announced: %s; trying again", error)
             asyncio.get_running_loop().call_later(_RETRY_S, self._dirty.set)

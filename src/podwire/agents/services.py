@@ -23,6 +23,7 @@ from ipaddress import ip_address, ip_network
 from podwire.agents.backends import BACKENDS, BackendFactory
 from podwire.agents.config import ServiceConfig
 from podwire.agents.nftablesbackend import NftablesBackend
+from podwire.agents.progressing import Watchers
 from podwire.agents.servicekernel import FlowCleaner, Ranges, set_timeouts
 from podwire.agents.servicenews import Recorder, ServiceNews
 from podwire.agents.serviceprogram import FlowWatch, Programmed, ServiceProgram
@@ -41,6 +42,7 @@ from podwire.services.model import (
     NodeView,
     compile_service,
 )
+from podwire.services.pools import Pools
 from podwire.services.tally import Tally
 from podwire.telemetry.exposition import Histogram
 
@@ -171,7 +173,7 @@ class ServiceAgent:
         service = self.services.objects.get(owner.key)
         if service is None:
             return None
-        slices = list(self._slices_of.get(owner.key, {}).values())
+        slices = self.slices_of(owner.key)
         compiled = compile_service(service, slices, self.view)
         revision = max(_revision(obj) for obj in (service, *slices))
         return Programmed(revision, compiled)
@@ -322,6 +324,9 @@ class ServiceAgent:
         cidrs = tuple(dict.fromkeys([*self.config.service_cidrs, *extra]))
         return Ranges(cidrs, self.config.cluster_cidrs)
 
+    def slices_of(self, service: Key) -> list[EndpointSlice]:
+        return list(self._slices_of.get(service, {}).values())
+
     @property
     def programmed(self) -> dict[Owner, Programmed]:
         return self.program.programmed
@@ -334,6 +339,14 @@ class ServiceAgent:
     @property
     def ranges(self) -> Ranges:
         return self._ranges()
+
+    @property
+    def pools(self) -> Pools:
+        return self.config.pools
+
+    @property
+    def watchers(self) -> Watchers:
+        return self.news.watchers
 
     @property
     def node_count(self) -> int:

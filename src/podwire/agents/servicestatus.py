@@ -57,7 +57,7 @@ class ServiceStatus:
             SERVICES,
             "Services",
             agent.news.progress,
-            agent.news.watchers,
+            agent.watchers,
             lambda: agent.node_count,
         )
 
@@ -163,7 +163,7 @@ class ServiceStatus:
         return answer(self._describe(owner, programmed, counts))
 
     async def wait(self, request: web.Request) -> web.Response:
-        return await answer_wait(request, self._agent.news.watchers, self.missing)
+        return await answer_wait(request, self._agent.watchers, self.missing)
 
     async def metrics(self, query: Mapping[str, str]) -> str:
         """The part of the page that is the agent's."""
