@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import subprocess
-from ipaddress import ip_address, ip_interface
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_interface
 from pathlib import Path
 
+import pytest
+
+from podwire.agents.heartbeats import HeartbeatSocket
 from podwire.agents.l2 import L2Kernel, plan_kernel, route_of
+from podwire.errors import KernelError
 from podwire.kernel import netns, sysctl
 from podwire.kernel.requests import AddLink, Address, Delete, Proxy, Replace, SetLink, Veth
 from podwire.kernel.rtnl import Rtnl, loopback_up
@@ -91,3 +96,38 @@ def test_answers_at_once(scratch: Path) -> None:
             ).stdout
         assert "lladdr" in shown
     kernel.close()
+
+
+PEERS = {"node-2": ip_address("172.30.0.254"), "node-3": ip_address("fd00:30::254")}
+
+
+def listening(own: str, peers: dict[str, IPv4Address | IPv6Address]) -> HeartbeatSocket:
+    wire = HeartbeatSocket(lambda _: None, lambda _: None)
+    try:
+        wire.set_peers(ip_address(own), peers)
+    except KernelError:
+        wire.close()
+        raise
+    return wire
+
+
+@pytest.mark.parametrize("own", ["172.30.0.2", "fd00:30::2"])
+def test_heartbeats_are_heard_before_the_address_is_there(scratch: Path, own: str) -> None:
+    async def body() -> None:
+        # An IPv6 address is tentative for a second; a node that heard nobody took everything.
+        listening(own, PEERS).close()
+
+    asyncio.run(body())
+
+
+@pytest.mark.parametrize("own", ["172.30.0.2", "fd00:30::2"])
+def test_a_port_in_use_is_an_error_where_there_are_others(scratch: Path, own: str) -> None:
+    async def body() -> None:
+        first = listening(own, PEERS)
+        with pytest.raises(KernelError, match="in use"):
+            listening(own, PEERS)
+        listening(own, {}).close()
+        first.close()
+        listening(own, PEERS).close()
+
+    asyncio.run(body())

@@ -7,22 +7,23 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import os
 import socket
 from collections.abc import Callable, Iterable, Mapping
 from ipaddress import ip_address
 from typing import Final, Protocol, TypeAlias
 
+from podwire.errors import KernelError
 from podwire.explain.probes import icmp
 from podwire.services.heartbeats import Heartbeat, parse_heartbeat
 from podwire.services.pools import Address
 
-_LOG = logging.getLogger(__name__)
 PORT: Final = 7947
 """UDP, next to the one MetalLB's speakers use."""
 _FAMILIES: Final = {4: socket.AF_INET, 6: socket.AF_INET6}
 _ICMP: Final = {4: socket.IPPROTO_ICMP, 6: socket.IPPROTO_ICMPV6}
+_IP_FREEBIND: Final = 15
+"""linux/in.h; it holds for IPv6 sockets too."""
 # More waiting than this is a flood: it must not keep the loop from its timers.
 _BATCH: Final = 256
 
@@ -30,13 +31,27 @@ _BATCH: Final = 256
 class Wire(Protocol):
     """The way to the other nodes."""
 
-    def set_peers(self, own: Address | None, peers: Mapping[str, Address]) -> None: ...
+    def set_peers(self, own: Address | None, peers: Mapping[str, Address]) -> None:
+        """Errors: `KernelError` where nobody can be heard."""
+
     def send(self, data: bytes, names: Iterable[str]) -> None: ...
     def ask(self, name: str) -> None: ...
     def close(self) -> None: ...
 
 
 MakeWire: TypeAlias = Callable[[Callable[[Heartbeat], None], Callable[[str], None]], Wire]
+
+
+def _bound(own: Address) -> socket.socket:
+    sock = socket.socket(_FAMILIES[own.version], socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+    try:
+        # An IPv6 address may still be tentative, any address may come a little later.
+        sock.setsockopt(socket.IPPROTO_IP, _IP_FREEBIND, 1)
+        sock.bind((str(own), PORT))
+    except OSError:
+        sock.close()
+        raise
+    return sock
 
 
 class HeartbeatSocket:
@@ -57,7 +72,8 @@ class HeartbeatSocket:
         self._seq = 0
 
     def set_peers(self, own: Address | None, peers: Mapping[str, Address]) -> None:
-        """Listen on our own address, and know the others by theirs."""
+        """Listen on our own address, where there are others, and know them by theirs."""
+        own = own if peers else None
         self._peers = dict(peers)
         self._names = {address: name for name, address in peers.items()}
         self._last.clear()
@@ -67,15 +83,12 @@ class HeartbeatSocket:
         self._own = own
         if own is None:
             return
-        sock = socket.socket(_FAMILIES[own.version], socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
         try:
-            sock.bind((str(own), PORT))
+            self._udp = sock = _bound(own)
         except OSError as error:
-            sock.close()
             self._own = None
-            _LOG.error("load balancers: no heartbeats: UDP %s:%d: %s", own, PORT, error)
-            return
-        self._udp = sock
+            what = f"load balancers: no heartbeats: UDP {own} port {PORT}"
+            raise KernelError(what, errno=error.errno or 0) from error
         asyncio.get_running_loop().add_reader(sock.fileno(), self._read, sock)
 
     def send(self, data: bytes, names: Iterable[str]) -> None:

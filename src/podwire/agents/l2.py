@@ -149,7 +149,8 @@ class L2Announcement:
         self._kernel = kernel
         self.liveness = Liveness()
         self._groups: dict[Address, tuple[str, ...]] = {}
-        self._elected: tuple[object, object] | None = None
+        self._elected: tuple[object, ...] | None = None
+        self._deaf: KernelError | None = None
         self.announced = kernel.read()
         self._doubtful = self.announced
         """What may be in the kernel, whole or by half, besides what is announced."""
@@ -173,21 +174,30 @@ class L2Announcement:
         self.liveness.expect(circles, now)
         own = members.get(self._name)
         addresses = {name: members[name].address for name in circles}
-        self._wire.set_peers(own.address if own else None, addresses)
+        self._deaf = None
+        try:
+            self._wire.set_peers(own.address if own else None, addresses)
+        except KernelError as error:
+            # To who hears nobody all are dead: it takes nothing.
+            self._deaf = error
         try:
             self._elect(now)
         finally:
             self._rearm(now)
+        if self._deaf is not None:
+            raise self._deaf
 
     def _elect(self, now: float) -> None:
         candidates = self.liveness.candidates(now) | {self._name: Candidate(self._name)}
-        question = (self._groups, candidates)
+        question = (self._groups, candidates, self._deaf is not None)
         if question == self._elected:
             return
         owners = plan_owners(self._name, self._groups, candidates)
         self.liveness.watch({name for name in owners.values() if name}, now)
         before = self.announced
         wanted = plan_announced(self._name, owners, candidates, before)
+        if self._deaf is not None:
+            wanted &= before
         if wanted != before or self._doubtful:
             doubtful = self._doubtful | before | wanted
             try:

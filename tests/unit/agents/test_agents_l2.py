@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -57,6 +58,7 @@ class Network:
         self.wires: dict[str, FakeWire] = {}
         self.tasks: dict[str, asyncio.Task[None]] = {}
         self.cut: set[tuple[str, str]] = set()
+        self.deaf: set[str] = set()
         self.sent: list[tuple[str, str]] = []
         self.vips = [VIP]
 
@@ -104,6 +106,8 @@ class FakeWire:
 
     def set_peers(self, own: Address | None, peers: Mapping[str, Address]) -> None:
         assert own == MEMBERS[self.name].address
+        if self.name in self.network.deaf:
+            raise KernelError("no heartbeats: port in use")
 
     def send(self, data: bytes, names: Iterable[str]) -> None:
         for name in names:
@@ -279,6 +283,27 @@ def test_an_address_that_goes_is_let_go() -> None:
             await asyncio.sleep(5)
             assert all(not network.owners(vip) for vip in VIPS)
             assert network.sent == []
+
+    run(play())
+
+
+def test_who_hears_nobody_takes_nothing() -> None:
+    """Its port is in use: to it all the others are dead, to them it is one more that is silent."""
+
+    async def play() -> None:
+        async with started() as network:
+            network.kill(SECOND)
+            network.plug_out(SECOND)
+            network.deaf.add(SECOND)
+            with contextlib.suppress(KernelError):
+                network.start(SECOND)
+            await asyncio.sleep(5)
+            assert network.owners() == [FIRST]
+            network.deaf.clear()
+            network.agents[SECOND].set(dict.fromkeys(network.vips), MEMBERS)
+            await asyncio.sleep(5)
+            # Now it asked, and nobody answers: a part of the network that nothing joins.
+            assert set(network.owners()) == {FIRST, SECOND}
 
     run(play())
 
