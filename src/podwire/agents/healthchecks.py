@@ -35,6 +35,7 @@ HEALTHZ_PORT: Final = 10256
 # kube-proxy: twice its sync period of 30 s.
 HEALTH_TIMEOUT_S: Final = 60.0
 TO_BE_DELETED: Final = "ToBeDeletedByClusterAutoscaler"
+_RETRY_S: Final = 2.0
 _JSON: Final = "application/json"
 _HEADERS: Final = {"X-Content-Type-Options": "nosniff"}
 _BODY: Final = """{{
@@ -143,6 +144,8 @@ class ServiceHealthChecks:
         self._wanted: dict[Key, HealthCheck] = {}
         self._open: dict[Key, _Listening] = {}
         self._told: dict[Key, int] = {}
+        """Ports that could not be opened, and of which that was told."""
+        self._again: asyncio.TimerHandle | None = None
         self._wake = asyncio.Event()
         self.settled = asyncio.Event()
 
@@ -175,6 +178,8 @@ class ServiceHealthChecks:
                         self.settled.set()
                     await self._wake.wait()
         finally:
+            if self._again is not None:
+                self._again.cancel()
             for key in list(self._open):
                 await self._close(key)
 
@@ -203,8 +208,15 @@ class ServiceHealthChecks:
             if wanted is None or wanted.port != listening.port:
                 await self._close(key)
         for key, wanted in list(self._wanted.items()):
-            if key not in self._open and key not in self._told:
+            if key not in self._open:
                 await self._start(key, wanted.port)
+        if self._told and not self._retrying():
+            # Who has the port may give it back: a former agent that is still ending.
+            self._again = asyncio.get_running_loop().call_later(_RETRY_S, self._wake.set)
+
+    def _retrying(self) -> bool:
+        now = asyncio.get_running_loop().time()
+        return self._again is not None and self._again.when() > now
 
     async def _start(self, key: Key, port: int) -> None:
         async def answer(_request: web.BaseRequest) -> web.Response:
@@ -217,12 +229,15 @@ class ServiceHealthChecks:
             await web.SockSite(runner, self._listen(port)).start()
         except OSError as error:
             await runner.cleanup()
+            if self._told.get(key) == port:
+                return
             self._told[key] = port
             text = f"failed to start healthcheck on port {port}: {error}"
             _LOG.warning("service %s: %s", key, text)
             self._refused(key, text)
             return
         self._open[key] = _Listening(port, runner)
+        self._told.pop(key, None)
 
     async def _close(self, key: Key) -> None:
         await self._open.pop(key).runner.cleanup()

@@ -102,3 +102,23 @@ def test_a_port_somebody_has_is_told(scratch: Path) -> None:
             assert checks.ports == {API: PORT + 1}
 
     serving(body)
+
+
+def test_a_port_that_is_given_back_is_opened(scratch: Path) -> None:
+    """By an agent that was still ending, for one."""
+
+    async def body(checks: ServiceHealthChecks, refused: list[str]) -> None:
+        server = await asyncio.start_server(lambda r, w: None, "0.0.0.0", PORT)
+        checks.set(WEB, HealthCheck(PORT, 1))
+        await checks.settled.wait()
+        assert checks.ports == {}
+        server.close()
+        await server.wait_closed()
+        async with asyncio.timeout(10):
+            while not checks.ports:
+                checks.settled.clear()
+                await checks.settled.wait()
+        assert (await get(PORT))[0] == 200
+        assert len(refused) == 1
+
+    serving(body)
