@@ -6,12 +6,12 @@ node's own network needs nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from ipaddress import ip_address
 
 from podwire.objects.core import ContainerPort, Pod
 from podwire.services.endpoints import Backend
-from podwire.services.model import PROTOCOLS, Frontend, FrontendKey, NodeView
+from podwire.services.model import PROTOCOLS, Address, Frontend, FrontendKey, NodeView
 
 
 def container_ports(pod: Pod) -> Iterator[ContainerPort]:
@@ -31,13 +31,22 @@ def compile_host_ports(pod: Pod, node: NodeView) -> tuple[Frontend, ...]:
         protocol = PROTOCOLS.get(port.protocol)
         if not port.host_port or protocol is None:
             continue
-        asked = ip_address(port.host_ip) if port.host_ip else None
-        anywhere = asked is None or asked.is_unspecified
-        for own in node.addresses if anywhere else (asked,):
+        for own in _addresses(port.host_ip, node):
             for address in addresses:
-                if own is None or own.version != address.version:
+                if own.version != address.version:
                     continue
                 key = FrontendKey(own.packed, protocol, port.host_port)
                 backend = Backend(address.packed, port.container_port, local=True)
                 found.setdefault(key, Frontend(key, pod.key, port.name, "HostPort", (backend,)))
     return tuple(found.values())
+
+
+def _addresses(host_ip: str, node: NodeView) -> Sequence[Address]:
+    """Where the port is: `0.0.0.0` and `::` are all addresses of their own family, no hostIP those
+    of both (plugins/meta/portmap)."""
+    if not host_ip:
+        return node.addresses
+    asked = ip_address(host_ip)
+    if asked.is_unspecified:
+        return [own for own in node.addresses if own.version == asked.version]
+    return (asked,)
