@@ -320,7 +320,9 @@ class ServiceAgent:
 
     def _ranges(self) -> Ranges:
         # One that is being deleted stays until no Service has an address of it.
-        extra = [ip_network(cidr) for obj in self._cidrs.objects.values() for cidr in obj.spec.cidrs]
+        extra = [
+            ip_network(cidr) for obj in self._cidrs.objects.values() for cidr in obj.spec.cidrs
+        ]
         cidrs = tuple(dict.fromkeys([*self.config.service_cidrs, *extra]))
         return Ranges(cidrs, self.config.cluster_cidrs)
 

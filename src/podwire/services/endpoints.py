@@ -44,14 +44,15 @@ class Chosen:
 
     `anywhere` tells whether the Service has a usable endpoint at all: without one connections are
     refused, while a policy that merely finds none here drops them. `serving` are all that answer,
-    chosen or not: connections they have go on (k/k pkg/proxy/conntrack/cleanup.go).
+    chosen or not: connections they have go on (k/k pkg/proxy/conntrack/cleanup.go). `local_ready`
+    are the addresses health checks count.
     """
 
     cluster: tuple[Backend, ...] = ()
     local: tuple[Backend, ...] = ()
     serving: tuple[Backend, ...] = ()
     anywhere: bool = False
-    local_ready: int = 0
+    local_ready: frozenset[bytes] = frozenset()
     topology: str = ""
 
 
@@ -146,7 +147,7 @@ def choose(
         tuple([c.backend for c in here]),
         tuple([c.backend for c in candidates if c.endpoint.ready or c.endpoint.serving]),
         anywhere=bool(ready or ending),
-        local_ready=len(local_ready),
+        local_ready=frozenset([c.backend.ip for c in local_ready]),
         topology=topology,
     )
 

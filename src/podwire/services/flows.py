@@ -38,14 +38,24 @@ def stale_flows(
     `gone` are keys that were frontends until now: at a node's own address nothing else tells a
     flow of ours from somebody else's translation.
     """
+    known: dict[FrontendKey, frozenset[tuple[bytes, int]]] = {}
     for flow in flows:
         orig, reply = flow.orig, flow.reply
         key = FrontendKey(orig.dst, orig.proto, orig.dport)
         frontend = winner(key)
         if frontend is not None:
-            backends = (frontend.backends, frontend.internal or (), frontend.lasting)
-            if not any((reply.src, reply.sport) == b[:2] for some in backends for b in some):
+            # A thousand endpoints may have a hundred thousand flows.
+            ends = known.get(key)
+            if ends is None:
+                ends = known[key] = _ends(frontend)
+            if (reply.src, reply.sport) not in ends:
                 reason = "endpoint gone" if flow.dst_nat else "untranslated"
                 yield Stale(flow, key, reason)
         elif flow.dst_nat and (key in gone or within(orig.dst, domain.service_ranges)):
             yield Stale(flow, key, "service gone")
+
+
+def _ends(frontend: Frontend) -> frozenset[tuple[bytes, int]]:
+    """Where its flows may end: addresses and ports of all that serve."""
+    every = (frontend.backends, frontend.internal or (), frontend.lasting)
+    return frozenset(backend[:2] for backends in every for backend in backends)

@@ -11,12 +11,13 @@ meaning.
 
 from __future__ import annotations
 
-import json
 import socket
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
-from typing import Final, Literal, NamedTuple, TypeAlias
+from typing import Annotated, Final, Literal, NamedTuple, TypeAlias
+
+import msgspec
 
 from podwire.objects.core import Service, ServicePort
 from podwire.objects.discovery import EndpointSlice
@@ -48,6 +49,7 @@ SCHEDULERS: Final = ("rr", "wrr", "lc", "wlc", "sh", "dh", "mh", "sed", "nq")
 BALANCING_ANNOTATION: Final = "networking.podwire.dev/balancing"
 WEIGHTS_ANNOTATION: Final = "networking.podwire.dev/weights"
 DEFAULT_AFFINITY_S: Final = 10800
+_Weight: TypeAlias = Annotated[int, msgspec.Meta(ge=1, le=1000)]
 
 
 class FrontendKey(NamedTuple):
@@ -97,7 +99,8 @@ class Frontend:
 
 @dataclass(frozen=True)
 class HealthCheck:
-    """A healthCheckNodePort: load balancers ask there whether this node has endpoints."""
+    """A healthCheckNodePort: load balancers ask there whether this node has endpoints. They are
+    counted by address, whichever ports they have (LocalReadyEndpoints), in the larger family."""
 
     port: int
     local_ready: int
@@ -139,7 +142,7 @@ class _Building:
     node: NodeView
     frontends: list[Frontend] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
-    local_ready: int = 0
+    local_ready: dict[int, set[bytes]] = field(default_factory=lambda: {4: set(), 6: set()})
 
 
 def ignored(service: Service) -> str:
@@ -176,7 +179,7 @@ def compile_service(
             _compile_port(building, port, ip, version, candidates, weights)
     building.problems += unusable.reasons
     number = service.spec.health_check_node_port
-    health = HealthCheck(number, building.local_ready) if number else None
+    health = HealthCheck(number, max(map(len, building.local_ready.values()))) if number else None
     return CompiledService(
         service.key, tuple(building.frontends), health, tuple(dict.fromkeys(building.problems))
     )
@@ -206,7 +209,7 @@ def _compile_port(
         cluster=not internal_local or bool(external),
         local=internal_local or external_local or bool(spec.health_check_node_port),
     )
-    building.local_ready = max(building.local_ready, chosen.local_ready)
+    building.local_ready[version] |= chosen.local_ready
     affinity = _affinity_s(service)
     balancing = _balancing(building)
     scheduler = _scheduler(building)
@@ -333,12 +336,9 @@ def parse_weights(
         if not text:
             continue
         try:
-            found = json.loads(text)
-            for address, weight in found.items():
-                if not isinstance(weight, int) or not 0 < weight <= 1000:
-                    raise ValueError(f"weight {weight!r} is not between 1 and 1000")
+            for address, weight in msgspec.json.decode(text, type=dict[str, _Weight]).items():
                 family = socket.AF_INET6 if ":" in address else socket.AF_INET
                 weights[socket.inet_pton(family, address)] = weight
-        except (ValueError, AttributeError, OSError) as error:
+        except (msgspec.MsgspecError, ValueError, OSError) as error:
             problems.append(f"endpointslice {piece.key}: {WEIGHTS_ANNOTATION}: {error}")
     return weights or None
