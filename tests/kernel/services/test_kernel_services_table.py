@@ -1,4 +1,4 @@
-"""The table itself: what there is works on while the kernel has no room, another form is replaced."""
+"""The table itself: what there is works on without room for more, other forms are replaced."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an Announcer makes of Services, slices and nodes: which address, from which nodes, and when."""
+"""What an Announcer makes of Services, slices and nodes: which address, from where, and when."""
 
 from __future__ import annotations
 
