@@ -8,20 +8,20 @@ from __future__ import annotations
 
 import asyncio
 import enum
-import functools
 import ssl
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, cast
+from typing import Any, Self
 
 import aiohttp
 import msgspec
 
+from podwire.client.decoding import decode_list, decode_view
 from podwire.errors import ApiError
-from podwire.objects.meta import JsonObject, Kind, Object, T
+from podwire.objects.meta import JsonObject, Kind, T
 
 _JSON = "application/json"
 # A watch line carries one object; 3 MiB is the largest body an API server accepts.
@@ -58,11 +58,6 @@ class Endpoint:
         if self.client_cert is not None:
             context.load_cert_chain(*map(str, self.client_cert))
         return aiohttp.TCPConnector(ssl=context, limit=0)
-
-
-class ListMeta(msgspec.Struct, rename="camel"):
-    resource_version: str = ""
-    continue_: str = msgspec.field(default="", name="continue")
 
 
 @dataclass
@@ -149,7 +144,7 @@ class Api:
 
     async def get(self, kind: Kind[T], name: str, namespace: str = "") -> T:
         payload = await self.request("GET", kind.path(namespace, name))
-        return msgspec.json.decode(payload, type=kind.view)
+        return decode_view(payload, kind.view)
 
     async def get_raw(self, kind: Kind[T], name: str, namespace: str = "") -> JsonObject:
         """The whole object, for callers that must carry fields the view does not name."""
@@ -166,8 +161,7 @@ class Api:
         """All objects and the resourceVersion they were read at."""
         query = _selectors(label_selector, field_selector)
         payload = await self.request("GET", kind.path(namespace), query=query)
-        page = msgspec.json.decode(payload, type=_list_type(kind.view))
-        return page.items, page.metadata.resource_version
+        return decode_list(payload, kind.view)
 
     async def create(
         self, kind: Kind[T], obj: Mapping[str, Any], namespace: str = "", subresource: str = ""
@@ -180,7 +174,7 @@ class Api:
             meta.get("name", "") if subresource else "",
             subresource,
         )
-        return msgspec.json.decode(await self.request("POST", path, body=body), type=kind.view)
+        return decode_view(await self.request("POST", path, body=body), kind.view)
 
     async def replace(
         self, kind: Kind[T], obj: Mapping[str, Any], *, subresource: str = ""
@@ -206,7 +200,7 @@ class Api:
             body=patch,
             content_type=patch_type.value,
         )
-        return msgspec.json.decode(payload, type=kind.view)
+        return decode_view(payload, kind.view)
 
     async def delete(
         self,
@@ -291,18 +285,3 @@ def _api_error(payload: bytes, code: int) -> ApiError:
     except msgspec.MsgspecError:
         status = {"message": payload[:500].decode(errors="replace")}
     return ApiError.from_status(status, code)
-
-
-class _Page(msgspec.Struct):
-    """Base of the per-kind list types made by `_list_type`."""
-
-    metadata: ListMeta = msgspec.field(default_factory=ListMeta)
-    items: list[Any] = []
-
-
-@functools.cache
-def _list_type(view: type[Object]) -> type[_Page]:
-    """`{metadata, items: [view]}` as a decoder type."""
-    fields: list[tuple[str, Any, Any]] = [("items", list[view], [])]  # type: ignore[valid-type]
-    page = msgspec.defstruct(f"{view.__name__}List", fields, bases=(_Page,))
-    return cast(type[_Page], page)

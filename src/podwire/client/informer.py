@@ -17,6 +17,7 @@ from typing import Any, Generic
 import aiohttp
 import msgspec
 
+from podwire.client.decoding import decode_view
 from podwire.client.http import Api
 from podwire.errors import ApiError, ExpiredError, NotFoundError
 from podwire.objects.meta import Key, Kind, T
@@ -79,8 +80,8 @@ class Informer(Generic[T]):
         self.synced = asyncio.Event()
         self.objects: Mapping[Key, T] = MappingProxyType(self._objects)
         # One decoder per view: `object` is decoded straight into the typed view, in C.
-        event = msgspec.defstruct("Event", [("type", str), ("object", kind.view)])
-        self._decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(event)
+        self._event: type[Any] = msgspec.defstruct("Event", [("type", str), ("object", kind.view)])
+        self._decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(self._event)
 
     def on_change(self, handler: Handler[T]) -> None:
         """Call `handler` for every change from now on, and at once for what is known."""
@@ -99,6 +100,14 @@ class Informer(Generic[T]):
                 delay = _RETRY_MIN_S
             except ExpiredError:
                 self._version = ""
+            except msgspec.MsgspecError as error:
+                # Only this kind stands still, and it is heard of: others go on.
+                _LOG.warning(
+                    "informer %s: what the API says is not read: %s", self.kind.plural, error
+                )
+                self._version = ""
+                await asyncio.sleep(delay)
+                delay = min(delay * 2, _RETRY_MAX_S)
             except (ApiError, aiohttp.ClientError, OSError, TimeoutError) as error:
                 _LOG.info("informer %s: %s; retrying", self.kind.plural, error)
                 if self._optional and isinstance(error, NotFoundError):
@@ -156,7 +165,7 @@ class Informer(Generic[T]):
             event = self._decoder.decode(line)
         except msgspec.ValidationError:
             _raise_refusal(line)  # a Status need not look like an object of the kind
-            raise
+            event = decode_view(line, self._event)
         if event.type == "ERROR":
             _raise_refusal(line)
         obj: T = event.object

@@ -96,11 +96,17 @@ class Instance:
             asyncio.create_task(self._watch.run()),
             asyncio.create_task(self._note_synced(self._watch)),
         ]
+        self._tasks[0].add_done_callback(self._unwatched)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
                 await self.synced.wait()
                 return
         _LOG.warning("starting server with unsynced Kubernetes API")
+
+    def _unwatched(self, task: asyncio.Task[None]) -> None:
+        """A server that hears of nothing more must not go on: its successor will."""
+        if not task.cancelled():
+            self._around.halt(f"[FATAL] plugin/kubernetes: the watch ended: {task.exception()!r}")
 
     async def _note_synced(self, watch: DnsWatch) -> None:
         await watch.synced.wait()

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
 import uvloop
 from dns_fakes import query, show
 
+from podwire.client import Api
 from podwire.dns.instance import Surroundings
 from podwire.dns.listening import Listening
 from podwire.dns.main import Program
 from podwire.dns.podfiles import PodFiles
 from podwire.kernel.rtnl import Rtnl, loopback_up
+from podwire.objects.meta import Kind
 
 PORT = 1053
 BEFORE = ".:1053 {\n reload 2s\n import custom/*.override\n}\n"
@@ -72,3 +75,30 @@ def test_imported_files_are_in_force_when_they_come_change_and_go(tmp_path: Path
         rtnl.apply([loopback_up()])
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(asyncio.wait_for(scenario(), 30))
+
+
+class Broken(Api):
+    """Fails as nothing it talks to can: by a fault of its own."""
+
+    def __init__(self) -> None:
+        pass
+
+    async def list(self, kind: Kind[Any], namespace: str = "", **selectors: str) -> Any:
+        raise ZeroDivisionError(kind.plural)
+
+
+def test_a_watch_that_ends_ends_the_program(tmp_path: Path, capsys: Any) -> None:
+    (tmp_path / "Corefile").write_text(".:1053 {\n kubernetes cluster.local\n}\n")
+
+    async def scenario() -> None:
+        around = Surroundings(
+            Broken(), Listening(), ("127.0.0.1",), lambda text: program.fail(text)
+        )
+        program = Program(str(tmp_path / "Corefile"), around, PodFiles())
+        assert await program.run() == 1
+
+    with Rtnl() as rtnl:
+        rtnl.apply([loopback_up()])
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(asyncio.wait_for(scenario(), 30))
+    assert "[FATAL] plugin/kubernetes: the watch ended: " in capsys.readouterr().out

@@ -9,6 +9,7 @@ from typing import Any
 import dns.message
 import dns.rcode
 import msgspec
+import pytest
 from dns_worlds import UDP, cluster_ip, endpoint, headless, meta, pod, slice_of
 
 from podwire.client import Api
@@ -49,6 +50,9 @@ class ScriptedApi(Api):
         status = {"kind": "Status", "metadata": {}, "status": "Failure", "message": "too old",
                   "reason": "Expired", "code": 410}  # fmt: skip
         self._events[plural].put_nowait(msgspec.json.encode({"type": "ERROR", "object": status}))
+
+    def garble(self, plural: str) -> None:
+        self._events[plural].put_nowait(b'{"type":"MODIFIED","object":{"metadata":{"name":7}}}')
 
     def now(self, plural: str, *objects: Object) -> None:
         self._objects[plural] = list(objects)
@@ -184,3 +188,31 @@ async def test_after_an_expired_watch_what_changed_meanwhile_is_told() -> None:
         await asyncio.wait_for(told.get(), 5)
     assert ask(at).answer[0][0].to_text() == "10.96.0.2"
     assert [ask(at, name).rcode() for name in names] == [dns.rcode.NXDOMAIN, dns.rcode.NOERROR]
+
+
+async def test_slices_as_real_api_servers_write_them() -> None:
+    """An empty list is null there (kubernetes#135968)."""
+    at = answers()
+    item = slice_of("shop", "web", endpoint("10.1.0.1"))
+    api = ScriptedApi(
+        services=[headless("shop", "web")], namespaces=[shop()], endpointslices=[item]
+    )
+    await _watching(at, api)
+    assert ask(at).answer
+    empty = {**msgspec.to_builtins(item), "endpoints": None, "ports": None}
+    empty["metadata"]["resourceVersion"] = "9999"
+    await api.tell("endpointslices", empty)  # type: ignore[arg-type]
+    assert ask(at).rcode() == dns.rcode.NXDOMAIN
+
+
+async def test_what_cannot_be_read_at_all_is_listed_again(caplog: pytest.LogCaptureFixture) -> None:
+    at = answers()
+    api = ScriptedApi(services=[], namespaces=[shop()], endpointslices=[])
+    await _watching(at, api)
+    changed = asyncio.Event()
+    at.on_evict(lambda changes: changed.set())
+    api.now("services", cluster_ip("shop", "web", "10.96.0.1"))
+    api.garble("services")
+    await asyncio.wait_for(changed.wait(), 5)
+    assert ask(at).answer
+    assert "what the API says is not read: Expected `str`, got `int`" in caplog.text
