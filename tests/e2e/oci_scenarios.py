@@ -40,6 +40,10 @@ def _image_builder() -> Any:
     return module
 
 
+# A name of 64 characters is the longest that uname(2) has room for.
+HOSTNAME = f"web-0.{'d' * 35}.shop.svc.cluster.local"
+
+
 class Lab:
     def __init__(self, directory: Path, runtime: OciRuntime) -> None:
         self.dir = directory
@@ -90,7 +94,7 @@ class Lab:
             "attempt": 0,
             "image": "bb",
             "netns": self.pin,
-            "hostname": "web-0",
+            "hostname": HOSTNAME,
             "hosts_path": self.dir / "hosts",
             "resolv_conf_path": self.dir / "resolv",
             "log_path": self.dir / f"logs/{name}.log",
@@ -175,8 +179,8 @@ async def surroundings(lab: Lab) -> None:
     lines = output.splitlines()
     assert ended.ok, (ended, output)
     for expected in (
-        "web-0", "10.0.0.9 friend", "nameserver 10.96.0.10", "volumehello", "FROM=image",
-        "BOTH=pod", "OWN=a b", "HOSTNAME=web-0", "HOME=/root", "/tmp", "wrote",
+        HOSTNAME, "10.0.0.9 friend", "nameserver 10.96.0.10", "volumehello", "FROM=image",
+        "BOTH=pod", "OWN=a b", f"HOSTNAME={HOSTNAME}", "HOME=/root", "/tmp", "wrote",
         "volume is read-only",
     ):  # fmt: skip
         assert expected in lines, (expected, output)

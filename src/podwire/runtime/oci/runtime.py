@@ -36,6 +36,8 @@ _SHIM: Final = Path(__file__).with_name("shim.py")
 _LOG_MAX_BYTES: Final = 10 * 1024 * 1024
 _LOG_FILES: Final = 5
 _START_TIMEOUT_S: Final = 60.0
+# sethostname(2) takes no more; a node's name may be longer.
+_MAX_HOSTNAME: Final = 64
 
 
 class _Pause(msgspec.Struct):
@@ -222,7 +224,7 @@ class OciRuntime:
             raise ContainerError("pause: this machine has no program `sleep`; install coreutils")
         request = {
             "netns": str(spec.netns) if spec.netns else "",
-            "hostname": spec.hostname[:63],
+            "hostname": spec.hostname[:_MAX_HOSTNAME],
             "pid": spec.share_process_namespace,
             "sleep": sleep,
         }
