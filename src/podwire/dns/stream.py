@@ -104,7 +104,7 @@ class Conversation(asyncio.Protocol):
             self._loop.call_soon(self._go_on)
         self._read(self._open and not more)
         if self._ended and not more and self._open and not self._pending:
-            self._transport.close()
+            self.close()
 
     def _turn(self) -> bool:
         """Whether the turn was over before the messages were."""
@@ -160,12 +160,17 @@ class Conversation(asyncio.Protocol):
         if quiet_s < self._idle_s:
             self._timer = self._loop.call_later(self._idle_s - quiet_s, self._check)
         elif self._taken:
-            self._transport.close()
+            self.close()
         else:
             self._transport.abort()
 
     def close(self) -> None:
-        """What was written still goes out."""
+        """What was written still goes out, if it is taken: that is not waited for, for ever."""
+        if self.closed.done():
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._loop.call_later(self._idle_s, self._transport.abort)
         self._transport.close()
 
     def abort(self) -> None:

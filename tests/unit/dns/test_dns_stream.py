@@ -18,13 +18,14 @@ def framed(*messages: bytes) -> bytes:
 
 
 class FakeTransport:
-    """What a conversation needs of one; `full`: its buffer is above the mark with any write."""
+    """What a conversation needs of one; `full`: its buffer is above the mark with any write;
+    `stuck`: what it holds is not taken, so that closing does not come to its end."""
 
     def __init__(self, conversation: Conversation) -> None:
         self._conversation = conversation
         self.writes: list[bytes] = []
         self.reading = True
-        self.full = False
+        self.full = self.stuck = False
         self.end = ""
         conversation.connection_made(self)
 
@@ -47,13 +48,16 @@ class FakeTransport:
         return bool(self.end)
 
     def close(self) -> None:
-        self._finish("closed")
+        if self.stuck:
+            self.end = self.end or "closing"
+        else:
+            self._finish("closed")
 
     def abort(self) -> None:
         self._finish("aborted")
 
     def _finish(self, how: str) -> None:
-        if not self.end:
+        if self.end in ("", "closing"):
             self.end = how
             self._conversation.connection_lost(None)
 
@@ -188,6 +192,29 @@ def test_quiet_ones_are_ended_and_those_who_wait_for_us_are_not() -> None:
         assert transport.end == "closed"
 
     converse(scenario)
+
+
+def test_what_is_never_taken_does_not_hold_a_connection() -> None:
+    """Less than the mark: the transport waits for ever to get rid of it."""
+
+    async def quiet(echo: Echo, conversation: Conversation, transport: FakeTransport) -> None:
+        transport.stuck = True
+        conversation.data_received(framed(b"one"))
+        await asyncio.sleep(IDLE_S + 1)
+        assert transport.end == "closing"
+        await asyncio.sleep(IDLE_S)
+        assert transport.end == "aborted"
+
+    async def over(echo: Echo, conversation: Conversation, transport: FakeTransport) -> None:
+        transport.stuck = True
+        conversation.data_received(framed(b"one"))
+        conversation.eof_received()
+        assert transport.end == "closing"
+        await asyncio.sleep(IDLE_S + 1)
+        assert transport.end == "aborted"
+
+    converse(quiet)
+    converse(over)
 
 
 def test_who_has_said_all_gets_all_answers() -> None:
