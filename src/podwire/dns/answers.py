@@ -14,7 +14,7 @@ Two spellings of a name share nothing here: one not in lower case is encoded eac
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 import dns.opcode
@@ -253,7 +253,9 @@ class Answers:
         negative = answer.negative or _ends_in_alias(answer, query.rtype)
         spelt = parse_wire(query.raw_name)[-len(answer.zone) or len(query.raw_name) :]
 
-        def as_asked(records: tuple[Record, ...]) -> list[Record]:
+        def as_asked(records: tuple[Record, ...]) -> Sequence[Record]:
+            if spelt == answer.zone:
+                return records
             return [
                 record._replace(rdata=rdatas.recased(record.rdata, spelt)) for record in records
             ]

@@ -5,6 +5,7 @@ dnspython's record classes have untyped constructors; each is named once here as
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -21,9 +22,10 @@ from dns.rdtypes.IN.A import A
 from dns.rdtypes.IN.AAAA import AAAA
 from dns.rdtypes.IN.SRV import SRV
 
-from podwire.dns.names import Labels, name_of
+from podwire.dns.names import Labels, name_of, packed
 
 _IN = dns.rdataclass.IN
+_ADDRESSES_KEPT = 1 << 14
 _Make = Callable[..., dns.rdata.Rdata]
 _MAKE_A: _Make = A
 _MAKE_AAAA: _Make = AAAA
@@ -43,11 +45,20 @@ class Record(NamedTuple):
     rdata: dns.rdata.Rdata
 
 
+@functools.lru_cache(_ADDRESSES_KEPT)
 def address(text: str) -> dns.rdata.Rdata:
-    """A or AAAA, by the address."""
+    """A or AAAA, by the address. Of a headless Service's thousand one changes, and all are asked
+    for again."""
     if ":" in text:
         return _MAKE_AAAA(_IN, dns.rdatatype.AAAA, text)
     return _MAKE_A(_IN, dns.rdatatype.A, text)
+
+
+def packed_address(rdata: dns.rdata.Rdata) -> bytes:
+    """What an A or AAAA record says, as it stands in a message."""
+    data = packed(rdata.address) if isinstance(rdata, A | AAAA) else None
+    assert data is not None
+    return data
 
 
 def cname(target: dns.name.Name) -> dns.rdata.Rdata:

@@ -202,6 +202,21 @@ class _Writer:
             count += 1
         return count
 
+    def addresses(self, records: Sequence[Record]) -> tuple[int, bytes]:
+        """Records of one name, type and TTL: only the address differs, so all behind the first are
+        laid side by side. How many found room; and where not all did, all of them."""
+        start = self.file.tell()
+        if not records or not self.fits(records[0]):
+            return 0, b""
+        size = self.file.tell() - start
+        data = [rdatas.packed_address(record.rdata) for record in records]
+        # The owner is the question or an alias's target: mostly a pointer, which is right in all.
+        head = self.file.getvalue()[start : start + size - len(data[0])]
+        more = min(len(data) - 1, (self._limit - self.file.tell()) // size)
+        self.file.write(b"".join([head + each for each in data[1 : 1 + more]]))
+        everything = b"" if more == len(data) - 1 else b"".join([head + each for each in data])
+        return 1 + more, everything
+
 
 def encode(query: Query, reply: Reply, limit: int, own_size: int) -> Encoded:
     """The response, cut to `limit`: the additional section first, then answers, with TC set."""
@@ -210,7 +225,7 @@ def encode(query: Query, reply: Reply, limit: int, own_size: int) -> Encoded:
     first, rest = _split_addresses(reply.answers)
     answered = writer.section(first)
     start = writer.file.tell()
-    placed = writer.section(rest) if answered == len(first) else 0
+    placed, wide = writer.addresses(rest) if answered == len(first) else (0, b"")
     end = writer.file.tell()
     answered += placed
     cut = answered < len(reply.answers)
@@ -223,13 +238,9 @@ def encode(query: Query, reply: Reply, limit: int, own_size: int) -> Encoded:
         flags |= TC
     counts = struct.pack("!HHHHH", flags, 1, answered, authority, additional + bool(opt))
     body = writer.file.getvalue()
-    rotating, wide = None, b""
+    rotating = None
     if placed and len(rest) > 1:
-        size = (end - start) // placed
-        rotating = Rotating(start - 2, end - 2, size)
-        if placed < len(rest):
-            owner = body[start : start + size - len(_rdata(rest[0])) - _RR.size]
-            wide = b"".join(owner + _plain(record) for record in rest)
+        rotating = Rotating(start - 2, end - 2, (end - start) // placed)
     return Encoded(counts + body[HEADER.size :] + opt, rotating, wide, whole)
 
 
@@ -244,24 +255,19 @@ def encode_negative(query: Query, rcode: int, soa: bytes, own_size: int) -> Enco
 def _split_addresses(
     records: Sequence[Record],
 ) -> tuple[Sequence[Record], Sequence[Record]]:
-    """The records before, and those from where on all are addresses of one name and family."""
+    """The records before, and those from where on all are addresses of one name, family and TTL."""
     at = len(records)
     if not at or records[-1].rdata.rdtype not in (dns.rdatatype.A, dns.rdatatype.AAAA):
         return records, ()
     last = records[-1]
-    while at and records[at - 1].rdata.rdtype == last.rdata.rdtype:
-        if records[at - 1].name != last.name:
-            break
+    while at and _alike(records[at - 1], last):
         at -= 1
     return records[:at], records[at:]
 
 
-def _rdata(record: Record) -> bytes:
-    data = record.rdata.to_wire()
-    assert data is not None
-    return data
-
-
-def _plain(record: Record) -> bytes:
-    data = _rdata(record)
-    return _RR.pack(record.rdata.rdtype, CLASS_IN, record.ttl_s, len(data)) + data
+def _alike(one: Record, other: Record) -> bool:
+    return (
+        one.rdata.rdtype == other.rdata.rdtype
+        and one.ttl_s == other.ttl_s
+        and one.name == other.name
+    )

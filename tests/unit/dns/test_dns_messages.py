@@ -405,6 +405,19 @@ async def test_an_external_name_is_answered_with_what_it_stands_for() -> None:
     assert message.flags & dns.flags.AA
 
 
+async def test_addresses_of_a_name_that_stands_nowhere_else() -> None:
+    """A server may leave out the alias that leads to them."""
+    targets = [f"far.example.net. 60 IN A 203.0.113.{n}" for n in range(1, 60)]
+    for more in ([], ["z.example.net. 7 IN A 198.51.100.7"]):
+        response = await ExternalNames(
+            world().answers, Upstream(dns.rcode.NOERROR, *more, *targets)
+        ).resolve(query(_AWAY), TCP)
+        assert response is not None
+        assert rows(dns.message.from_wire(response, one_rr_per_rrset=True).answer) == sorted(
+            [_CNAME, *more, *targets]
+        )
+
+
 async def test_an_external_name_that_does_not_exist_outside() -> None:
     message = await _chased(Upstream(dns.rcode.NXDOMAIN))
     assert message.rcode() == dns.rcode.NXDOMAIN
