@@ -98,9 +98,12 @@ def _read(path: Path) -> str:
 def _ask(place: Place, resolver: Resolver, name: str, kind: dns.rdatatype.RdataType) -> DnsExchange:
     """As glibc: every server in turn, `attempts` times over, until one has an answer or denies it;
     what fails counts where nothing better comes (resolv/res_send.c)."""
-    query = dns.message.make_query(name, kind)
-    started, tries, error = time.monotonic(), 0, "no name server"
     what = dns.rdatatype.to_text(kind)
+    try:
+        query = dns.message.make_query(name, kind)
+    except dns.exception.DNSException as illegal:
+        return DnsExchange(name, what, error=str(illegal), tries=0)  # longer than a name can be
+    started, tries, error = time.monotonic(), 0, "no name server"
     failed: DnsExchange | None = None
     for server in resolver.nameservers * resolver.attempts:
         tries += 1

@@ -141,7 +141,10 @@ def _summary(name: str, response: DnsResponse, resolved: list[str], wasted: int,
             f"{name}: resolves after {wasted} wasted {'query' if wasted == 1 else 'queries'}; "
             "a final dot, or a lower ndots in dnsConfig, saves them"
         )
-    errors = [exchange.error for exchange in response.exchanges if exchange.error]
+    # What was not even asked for is no lack of an answer.
+    errors = [
+        exchange.error for exchange in response.exchanges if exchange.tries and exchange.error
+    ]
     if errors:
         return f"{name}: no answer: {errors[0]}"
     return f"{name}: does not resolve; {tried} {'name was' if tried == 1 else 'names were'} tried"

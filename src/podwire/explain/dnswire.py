@@ -20,8 +20,8 @@ class DnsRequest(msgspec.Struct, frozen=True, rename="camel"):
 
 
 class DnsExchange(msgspec.Struct, frozen=True, rename="camel"):
-    """One query and what came of it. `rcode` is empty where no answer came, then `error` says why;
-    `records` are lines of the answer section."""
+    """One query and what came of it. `rcode` is empty where no answer came, then `error` says why,
+    `tries` 0 for a name that cannot be asked for; `records` are lines of the answer section."""
 
     name: str
     type: str

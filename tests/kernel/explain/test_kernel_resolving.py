@@ -42,12 +42,12 @@ def server(address: str, says: Says) -> Iterator[list[bytes]]:
         thread.join()
 
 
-def walk(tmp_path: Path, *servers: str) -> DnsResponse:
-    conf, hosts = tmp_path / "resolv.conf", tmp_path / "hosts"
-    conf.write_text("".join(f"nameserver {each}\n" for each in servers))
+def walk(tmp_path: Path, *servers: str, name: str = "web.", conf: str = "") -> DnsResponse:
+    resolv, hosts = tmp_path / "resolv.conf", tmp_path / "hosts"
+    resolv.write_text(conf + "".join(f"nameserver {each}\n" for each in servers))
     hosts.write_text("")
-    wanted = DnsRequest("shop/web-0", "web.", ("A",))
-    return look_up(Place(None, conf, hosts), wanted, [dns.rdatatype.A])
+    wanted = DnsRequest("shop/web-0", name, ("A",))
+    return look_up(Place(None, resolv, hosts), wanted, [dns.rdatatype.A])
 
 
 def test_a_server_that_fails_is_left_for_the_next_as_glibc_does(tmp_path: Path) -> None:
@@ -71,3 +71,16 @@ def test_a_denial_is_an_answer(tmp_path: Path) -> None:
     with server("127.0.0.2", lambda wire: respond(wire, rcode="NXDOMAIN")):
         (exchange,) = walk(tmp_path, "127.0.0.2", "127.0.0.3").exchanges
         assert (exchange.server, exchange.rcode, exchange.tries) == ("127.0.0.2", "NXDOMAIN", 1)
+
+
+def test_a_name_that_gets_too_long_by_the_search_list_is_passed_over(tmp_path: Path) -> None:
+    with Rtnl() as rtnl:
+        rtnl.apply([loopback_up()])
+    name = ".".join(["n" * 60] * 4)
+    with server("127.0.0.2", lambda wire: respond(wire, rcode="NXDOMAIN")) as asked:
+        conf = f"search {'s' * 20}.example\nnameserver 127.0.0.2\noptions ndots:9\n"
+        first, second = walk(tmp_path, name=name, conf=conf).exchanges
+    assert (first.tries, first.rcode) == (0, "")
+    assert "too long" in first.error or "> 255" in first.error
+    assert (second.name, second.rcode) == (f"{name}.", "NXDOMAIN")
+    assert len(asked) == 1

@@ -203,6 +203,14 @@ def test_a_silent_server_contradicts_nothing() -> None:
     assert found.summary == "web: no answer: 10.96.0.10: no answer"
 
 
+def test_a_name_that_cannot_be_asked_for_is_no_silence() -> None:
+    illegal = DnsExchange("long.shop.svc.cluster.local.", "A", error="> 255 octets", tries=0)
+    response = DnsResponse(CONF, exchanges=(illegal, exchange("long.", "NXDOMAIN")))
+    found = explain_dns("p/p", "long", response, WORLD)
+    assert found.summary == "long: does not resolve; 4 names were tried"
+    assert found.steps[0].error == "> 255 octets"
+
+
 def test_no_data_is_shown_as_such() -> None:
     response = DnsResponse(CONF, exchanges=(exchange("svc.cluster.local.", "NOERROR"),))
     assert explain_dns("p/p", "svc.cluster.local.", response, DnsWorld()).steps[0].rcode == "NODATA"
