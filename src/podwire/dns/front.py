@@ -74,7 +74,9 @@ class Front:
         if way is None:
             if len(self._ways) >= _REMEMBERED:
                 self._ways.clear()
-            way = self._fast.owns(question.name) and self._slow.name_needs_chain(
+            # What is not the zone's goes there by itself, but for classes that it refuses.
+            asked = self._fast.owns(question.name) or question.qclass != packet.IN
+            way = asked and self._slow.name_needs_chain(
                 question.name, question.qtype, question.qclass
             )
             self._ways[key] = way

@@ -222,3 +222,18 @@ def test_other_classes_are_refused_whatever_is_configured(body: str) -> None:
         await scene.slow.close()
 
     run(scenario())
+
+
+def test_a_class_is_rewritten_whosever_the_name() -> None:
+    async def scenario() -> None:
+        scene = Scene("rewrite class CH IN")
+        for name in ("www.example.com", "web.shop.svc.cluster.local"):
+            wire = dns.message.make_query(name, "A", "CH").to_wire()
+            response = scene.front.answer(wire, POD) or await scene.slow.resolve(wire, POD)
+            assert rcode(response) == "NOERROR", name
+        other = dns.message.make_query("www.example.com", "A", "HS").to_wire()
+        response = scene.front.answer(other, POD) or await scene.slow.resolve(other, POD)
+        assert rcode(response) == "REFUSED"
+        await scene.slow.close()
+
+    run(scenario())
