@@ -39,12 +39,14 @@ _NO_ZONE: Final = ZoneOptions(zones=())
 @dataclass(frozen=True)
 class Surroundings:
     """What every instance of a program shares. `api` None: no cluster is watched. `halt` ends the
-    program with a message: a loop was found."""
+    program with a message: a loop was found. `searched`: what pods search behind the cluster's
+    names, with final dots."""
 
     api: Api | None
     listening: Listening
     addresses: tuple[str, ...] = ("127.0.0.1",)
     halt: Callable[[str], None] = print
+    searched: tuple[str, ...] = ()
 
 
 class Instance:
@@ -68,7 +70,7 @@ class Instance:
         world = World(
             fast=self.answers,
             external=partial(ExternalNames, self.answers),
-            search_of=self._search_of,
+            search_of=self.search_of,
             halt=around.halt,
             metrics=self.metrics,
         )
@@ -133,9 +135,11 @@ class Instance:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    def _search_of(self, address: str) -> Sequence[str] | None:
+    def search_of(self, address: str) -> Sequence[str] | None:
         """A pod's search list by its address, for `autopath`."""
         if self._settings is None:
             return None
         namespace = self.answers.zone.index.namespace_at(address)
-        return search_list(namespace, self._settings.zones[0]) if namespace else None
+        if namespace is None:
+            return None
+        return search_list(namespace, self._settings.zones[0], self._around.searched)

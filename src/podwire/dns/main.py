@@ -28,11 +28,13 @@ from podwire.client import Api, Endpoint
 from podwire.dns import memory
 from podwire.dns.config import Corefile
 from podwire.dns.corefile import parse_corefile
+from podwire.dns.forward import parse_search
 from podwire.dns.httpd import Pages, serve_pages
 from podwire.dns.imports import read_imports
 from podwire.dns.instance import Instance, Surroundings
 from podwire.dns.listening import Listening, own_addresses, parse_listener
 from podwire.dns.podfiles import PodFiles
+from podwire.dns.zones import parse_name
 from podwire.errors import KernelError, PodwireError
 from podwire.kernel.inotify import DirectoryWatch
 
@@ -198,6 +200,20 @@ def read_corefile(conf: str, files: PodFiles) -> tuple[Corefile, set[str]]:
     return files.locate(corefile), found.folders
 
 
+def searched_beside(files: PodFiles) -> tuple[str, ...]:
+    """What the node's pods search behind the cluster's names: as CoreDNS, the pod's own resolv.conf
+    is taken for the node's, which it is with `dnsPolicy: Default`."""
+    try:
+        text = files.path("/etc/resolv.conf").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ()
+    found = []
+    for word in parse_search(text):
+        with contextlib.suppress(ValueError):
+            found.append(parse_name(word))
+    return tuple(name for name in found if name != ".")
+
+
 async def run(
     arguments: Sequence[str], files: PodFiles, listening: Listening, endpoint: Endpoint | None
 ) -> int:
@@ -211,7 +227,9 @@ async def run(
         if any(block.kubernetes for block in corefile.blocks):
             where = endpoint or files.endpoint()
             api = await stack.enter_async_context(Api(where, user_agent="podwire-dns"))
-        around = Surroundings(api, listening, addresses, lambda text: program.fail(text))
+        around = Surroundings(
+            api, listening, addresses, lambda text: program.fail(text), searched_beside(files)
+        )
         program = Program(options.conf, around, files)
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, program.stop)
         asyncio.get_running_loop().add_signal_handler(signal.SIGINT, program.stop)
