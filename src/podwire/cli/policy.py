@@ -11,7 +11,14 @@ from podwire.cli.output import output_option, print_structured, print_table
 from podwire.cli.policyflows import flows, observe
 from podwire.cli.policyrecommend import recommend
 from podwire.cli.policystage import promote, read_log, stage, staged
-from podwire.cli.static import Choices, reach_files, read_files, semantics_options
+from podwire.cli.static import (
+    Choices,
+    left_out,
+    reach_files,
+    read_files,
+    semantics_options,
+    warn,
+)
 from podwire.errors import UsageError
 from podwire.explain import policytools
 from podwire.explain.policytools import DiffTold, ExposureTold, FindingTold, FlowsTold
@@ -151,7 +158,9 @@ def _share(part: int, whole: int) -> str:
 def lint_(files: tuple[str, ...], output: str, exit_code: bool, **options: Any) -> None:
     """Tell what is likely wrong: shadowed, redundant and dangling rules, ties, lost DNS, ..."""
     choices = Choices(**options)
-    found = policytools.lint_world(read_files(files, choices), choices.semantics)
+    static = read_files(files, choices)
+    warn(left_out(static, choices.version))
+    found = policytools.lint_world(static, choices.semantics, choices.version)
     if not print_structured(found, output):
         _print_findings(found)
     if exit_code and any(finding.severity != "info" for finding in found):
@@ -183,11 +192,14 @@ def exposure(files: tuple[str, ...], labels: str | None, output: str, **options:
     """
     choices = Choices(**options)
     static = read_files(files, choices)
+    warn(left_out(static, choices.version))
     if labels is None:
-        found = policytools.expose(static, choices.semantics)
+        found = policytools.expose(static, choices.semantics, choices.version)
     else:
         own = _labels(labels)
-        found = policytools.expose_pod(static, choices.namespace, own, choices.semantics)
+        found = policytools.expose_pod(
+            static, choices.namespace, own, choices.semantics, choices.version
+        )
     if not print_structured(found, output):
         _print_exposure(found)
 

@@ -97,6 +97,7 @@ def reach_files(files: Sequence[str], choices: Choices) -> StaticReach:
     static = read_files(files, choices)
     warn(other_family(static.policies, choices.version))
     found = StaticReach(static, choices.semantics, choices.version)
+    warn(left_out(static, choices.version))
     warn(found.blocked_entries())
     return found
 
@@ -104,6 +105,20 @@ def reach_files(files: Sequence[str], choices: Choices) -> StaticReach:
 def warn(texts: Any) -> None:
     for text in texts:
         click.echo(f"warning: {text}", err=True)
+
+
+def left_out(static: StaticWorld, version: int) -> list[str]:
+    """Pods that have addresses, but none that is listed."""
+    pods = [
+        str(talker)
+        for talker in static.talkers
+        if talker.view.ips and all(ip.version != version for ip in talker.view.ips)
+    ]
+    if not pods:
+        return []
+    more = f" and {len(pods) - 1} more" if len(pods) > 1 else ""
+    other = 10 - version
+    return [f"{pods[0]}{more}: no IPv{version} address, not listed; --family {other} lists them"]
 
 
 def other_family(policies: Sequence[Policy], version: int) -> list[str]:

@@ -170,12 +170,16 @@ def draw_diff(changes: Iterable[Change]) -> Graph:
 
 def cover(static: StaticReach) -> list[Coverage]:
     # Without the ingress controller: it is nobody's pod.
-    bare = StaticReach(replace(static.static, entries=()), static.reach.semantics)
+    bare = StaticReach(
+        replace(static.static, entries=()), static.reach.semantics, static.reach.version
+    )
     return measure_coverage(bare.reach, static.static.policy_set)
 
 
-def lint_world(static: StaticWorld, semantics: Semantics = DEFAULT) -> list[FindingTold]:
-    reach = Reach(static.world, static.policy_set, semantics)
+def lint_world(
+    static: StaticWorld, semantics: Semantics = DEFAULT, version: int = 4
+) -> list[FindingTold]:
+    reach = Reach(static.world, static.policy_set, semantics, version)
     found = lint(reach, static.policy_set, list(service_leads(static)))
     return [_told(static, finding) for finding in found]
 
@@ -208,9 +212,11 @@ def service_leads(static: StaticWorld) -> Iterator[ServiceLead]:
 # --- exposure -----------------------------------------------------------------------------------
 
 
-def expose(static: StaticWorld, semantics: Semantics = DEFAULT) -> list[ExposureTold]:
+def expose(
+    static: StaticWorld, semantics: Semantics = DEFAULT, version: int = 4
+) -> list[ExposureTold]:
     """For each selector of the rules a pod that it alone means, and one that none means."""
-    return _expose(static, semantics, imagine_all(static.policies, static.world))
+    return _expose(static, semantics, version, imagine_all(static.policies, static.world))
 
 
 def expose_pod(
@@ -218,17 +224,20 @@ def expose_pod(
     namespace: str,
     labels: Mapping[str, str],
     semantics: Semantics = DEFAULT,
+    version: int = 4,
 ) -> list[ExposureTold]:
     """A pod with these labels in that namespace."""
     words = ",".join(f"{key}={value}" for key, value in labels.items()) or "no labels"
     label = f"{{pod {words} of namespace {namespace}}}"
-    return _expose(static, semantics, [imagine(label, namespace, labels, static.world)])
+    imagined = [imagine(label, namespace, labels, static.world)]
+    return _expose(static, semantics, version, imagined)
 
 
 def _expose(
-    static: StaticWorld, semantics: Semantics, imagined: list[Imagined]
+    static: StaticWorld, semantics: Semantics, version: int, imagined: list[Imagined]
 ) -> list[ExposureTold]:
-    reach = Reach(with_imagined(static.world, imagined), static.policy_set, semantics)
+    """Pod by pod, in the order they were imagined in."""
+    reach = Reach(with_imagined(static.world, imagined), static.policy_set, semantics, version)
     talkers = [
         Talker(each.pod, Owner(each.pod.key.namespace, "Pod", each.pod.key.name))
         for each in imagined
@@ -240,13 +249,14 @@ def _expose(
     }
     workloads |= {label: [key] for key, label in labels.items()}
     actors = make_actors(reach, workloads, names)
-    wanted = set(labels.values())
-    return [
+    wanted = list(dict.fromkeys(labels.values()))
+    found = [
         told
-        for found in connections(reach, actors)
-        for told in _exposed(found, wanted)
+        for connection in connections(reach, actors)
+        for told in _exposed(connection, set(wanted))
         if told.text != format_ports(())
     ]
+    return sorted(found, key=lambda told: (wanted.index(told.imagined), told.direction))
 
 
 def _exposed(found: Connection, wanted: set[str]) -> Iterator[ExposureTold]:

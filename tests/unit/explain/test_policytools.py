@@ -239,6 +239,37 @@ def test_lint_and_exposure_print(tmp_path: Path) -> None:
     assert "{pod a=b of namespace default}" in shown.stdout
 
 
+SIX = """\
+apiVersion: v1
+kind: Pod
+metadata: {name: six, namespace: shop}
+spec: {containers: [{name: c}]}
+status: {podIPs: [{ip: "fd00::5"}]}
+---
+"""
+
+
+def test_everything_is_of_the_family_that_is_asked_for(tmp_path: Path) -> None:
+    (path,) = _files(tmp_path, all=SIX + WORLD)
+    for command in (
+        ["reach", "--static"],
+        *(["policy", w] for w in ("coverage", "lint", "exposure")),
+    ):
+        done = CliRunner().invoke(cli, [*command, "-f", path])
+        assert "shop/six[Pod]: no IPv4 address, not listed; --family 6 lists them" in done.stderr
+        done = CliRunner().invoke(cli, [*command, "-f", path, "--family", "6"])
+        assert "not listed" not in done.stderr
+        if command[-1] == "exposure":
+            assert "::-ffff:" in done.stdout
+            assert "shop/six[Pod]" in done.stdout
+    pods = [
+        json.loads(CliRunner().invoke(cli, [*words, family]).stdout)[-1]["pods"]
+        for words in [["policy", "coverage", "-f", path, "-o", "json", "--family"]]
+        for family in ("4", "6")
+    ]
+    assert pods[1] == pods[0] + 1
+
+
 @pytest.mark.parametrize("output", ["table", "json", "yaml", "connlist", "mermaid", "dot", "svg"])
 def test_reach_prints_in_every_form(tmp_path: Path, output: str) -> None:
     (path,) = _files(tmp_path, all=OPEN_DB + WORLD)
