@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import msgspec
@@ -88,7 +88,32 @@ class ExposureTold(View):
 
 
 def diff_worlds(old: StaticReach, new: StaticReach) -> list[Change]:
-    return diff_connections(old.connections(), new.connections())
+    """A workload that is told pod by pod on one side is so on the other: else all of its
+    connections would seem to come and go."""
+    listed = [(each, list(each.connections())) for each in (old, new)]
+    apart = {owner for each, found in listed for owner in _told_apart(each, found)}
+    before, after = (_pod_by_pod(each, found, apart) for each, found in listed)
+    return diff_connections(before, after)
+
+
+def _told_apart(static: StaticReach, found: Iterable[Connection]) -> Iterator[str]:
+    owners = {str(t): str(t.owner) for t in static.static.talkers if str(t) != str(t.owner)}
+    for connection in found:
+        yield from (owners[end] for end in connection[:2] if end in owners)
+
+
+def _pod_by_pod(
+    static: StaticReach, found: Iterable[Connection], apart: Container[str]
+) -> Iterator[Connection]:
+    pods = {
+        str(owner): list(map(str, talkers))
+        for owner, talkers in static.static.workloads().items()
+        if str(owner) in apart
+    }
+    for source, destination, ports in found:
+        for one in pods.get(source, (source,)):
+            for other in pods.get(destination, (destination,)):
+                yield Connection(one, other, ports)
 
 
 def tell_diff(changes: Iterable[Change], old: StaticReach, new: StaticReach) -> DiffTold:
@@ -115,7 +140,8 @@ def add_flows(
     told: DiffTold, changes: Sequence[Change], static: StaticWorld, log: FlowLogDocument
 ) -> DiffTold:
     """The diff weighted by what was seen."""
-    weights = weigh(changes, log.records, lambda end: _label_of(static, end))
+    named = {end for change in changes for end in change[:2]}
+    weights = weigh(changes, log.records, lambda end: _label_of(static, end, named))
     flows = FlowsTold(
         total=len(log.records),
         denied=sum(len(weight.denied) for weight in weights),
@@ -139,13 +165,13 @@ def add_flows(
     return msgspec.structs.replace(told, changes=weighted, flows=flows)
 
 
-def _label_of(static: StaticWorld, end: End) -> str:
+def _label_of(static: StaticWorld, end: End, named: Container[str]) -> str:
     """The workload a pod that was seen belongs to: by name, else the one with most of its labels,
-    since pods of a template have its labels and more."""
+    since pods of a template have its labels and more. The pod itself, where it is `named`."""
     near = [t for t in static.talkers if t.view.key.namespace == end.namespace]
-    named = next((t for t in near if t.view.key.name == end.name), None)
-    if named is not None:
-        return str(named.owner)
+    known = next((t for t in near if t.view.key.name == end.name), None)
+    if known is not None:
+        return str(known) if str(known) in named else str(known.owner)
     fitting = [t for t in near if t.view.labels.items() <= dict(end.labels).items()]
     best = max(fitting, key=lambda t: len(t.view.labels), default=None)
     return str(best.owner) if best is not None else ""

@@ -8,7 +8,7 @@ The words of np-guard name who talks: `ns/web[Deployment]`, address ranges with 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import cached_property
 
@@ -20,6 +20,7 @@ from podwire.policy import intervals, ports
 from podwire.policy.connlist import Actor, Connection, connections, make_actors
 from podwire.policy.evaluate import DEFAULT, Semantics
 from podwire.policy.intervals import Intervals
+from podwire.policy.model import PortRange
 from podwire.policy.reach import Reach
 from podwire.policy.world import make_world
 
@@ -58,17 +59,24 @@ class StaticReach:
                 yield Connection(CONTROLLER, label, found)
 
     def entering(self) -> Mapping[str, Intervals]:
-        """Workloads that entries lead to, with the ports that work: none where policies forbid."""
-        found: dict[str, Intervals] = {}
+        """Workloads that entries lead to, with the ports that work: none where policies forbid.
+        Where an entry leads to some of their pods, or policies let it in to some, those pods."""
         asked = promised(self.static.entries, self.static.services, self.static.talkers)
-        for talker in sorted(self.static.talkers, key=lambda t: f"{t.owner} : "):
-            key = talker.view.key
-            if key in asked and key in self.reach.group_of:
-                allowed = self._let_in(talker, key)
-                common = intervals.intersect(ports.of_ranges(asked[key]), allowed)
-                label = str(talker.owner)
-                found[label] = intervals.union(found.get(label, ()), common)
-        return found
+        found: dict[str, Intervals] = {}
+        for owner, talkers in self.static.workloads().items():
+            known = [talker for talker in talkers if talker.view.key in self.reach.group_of]
+            opened = {str(t): self._entered(t, asked.get(t.view.key)) for t in known}
+            alike = len(set(opened.values())) == 1
+            for label, left in ({str(owner): opened[str(known[0])]} if alike else opened).items():
+                if left is not None:
+                    found[label] = left
+        return {label: found[label] for label in sorted(found, key=lambda name: f"{name} : ")}
+
+    def _entered(self, talker: Talker, asked: Iterable[PortRange] | None) -> Intervals | None:
+        """None where no entry leads to it."""
+        if asked is None:
+            return None
+        return intervals.intersect(ports.of_ranges(asked), self._let_in(talker, talker.view.key))
 
     def _let_in(self, talker: Talker, key: Key) -> Intervals:
         return self.reach.between(CONTROLLER_POD.key, key)

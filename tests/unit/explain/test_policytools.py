@@ -239,6 +239,41 @@ def test_lint_and_exposure_print(tmp_path: Path) -> None:
     assert "{pod a=b of namespace default}" in shown.stdout
 
 
+REPLICAS = "---\n".join(
+    f"""apiVersion: v1
+kind: Pod
+metadata:
+  name: {name}
+  namespace: shop
+  labels: {{v: {value}}}
+  ownerReferences: [{{kind: ReplicaSet, name: r, controller: true}}]
+spec: {{containers: [{{name: c}}]}}
+"""
+    for name, value in (("one", "a"), ("two", "b"))
+)
+ONE_CLOSED = """---
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: p, namespace: shop}
+spec: {podSelector: {matchLabels: {v: a}}, ingress: [{ports: [{port: 80}]}]}
+"""
+
+
+def test_diff_tells_pods_apart_on_both_sides(tmp_path: Path) -> None:
+    """Replicas that were alike and are not any more: only what changes for one of them is told."""
+    other = "---\napiVersion: v1\nkind: Pod\nmetadata: {name: c, namespace: shop}\n"
+    old, new = _files(tmp_path, old=REPLICAS + other, new=REPLICAS + other + ONE_CLOSED)
+    for files, kinds in (((old, new), ("All Connections", "TCP 80")), ((new, old), None)):
+        done = CliRunner().invoke(cli, ["policy", "diff", *files, "-o", "json"])
+        changes = json.loads(done.stdout)["changes"]
+        assert [(c["kind"], c["source"], c["destination"]) for c in changes] == [
+            ("changed", "0.0.0.0-255.255.255.255[External]", "shop/one[Pod]"),
+            ("changed", "shop/c[Pod]", "shop/one[Pod]"),
+        ]
+        if kinds is not None:
+            assert {(c["old"], c["new"]) for c in changes} == {kinds}
+
+
 SIX = """\
 apiVersion: v1
 kind: Pod

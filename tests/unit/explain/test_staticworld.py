@@ -329,6 +329,15 @@ def test_entries_lead_to_the_pods_own_ports(entries: list[str], ports: str) -> N
     assert lines == ([f"{{ingress-controller}} => x/web[Pod] : {ports}"] if ports else [])
 
 
+def test_an_entry_to_some_pods_of_a_workload_names_them() -> None:
+    pods = [POD.format(n, f", labels: {{app: {n}}}" + _owned("", "ReplicaSet", "r")) for n in "ab"]
+    service = SERVICE.replace("app: web", "app: a").replace("targetPort: web", "targetPort: 80")
+    static = StaticReach(_read(*pods, service, INGRESS))
+    assert [str(c) for c in static.connections() if c.source.startswith("{")] == [
+        "{ingress-controller} => x/a[Pod] : TCP 80"
+    ]
+
+
 @pytest.mark.parametrize(
     ("objects", "told"),
     [
