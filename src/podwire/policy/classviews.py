@@ -219,11 +219,12 @@ class Meaning:
         mask = self._of_address(ip) if by_address else 0
         mask |= self._domains.get(ip, 0) if ip is not None else 0
         node = pod.node if pod.node in self._host_nodes else ""
-        numbers = numbers_of(pod, self._names)
         if pod.host_network:
+            # Its node, which has no named ports.
             host = self.world.nodes.get(pod.node)
             mask |= self._index.of_node(host.labels) if host is not None else 0
-            return GroupKey((), Seen(mask, numbers), node, is_node=True)
+            return GroupKey((), Seen(mask), node, is_node=True)
+        numbers = numbers_of(pod, self._names)
         labels = _Labels(pod.key.namespace, frozenset(pod.labels.items()))
         known = self._labels.get(labels)
         if known is None:

@@ -219,12 +219,15 @@ class Case:
         )
 
     def _meets_port(self, port: PortMatch) -> bool:
-        """A named port is resolved on the destination, which must be a pod (S9)."""
+        """A named port is resolved on the destination, which must be a pod (S9); one of the host's
+        network is its node (S13)."""
         flow = self.flow
         if isinstance(port, NamedPort):
             pod = flow.destination.pod
-            return pod is not None and any(
-                own.contains(flow.protocol, flow.port) for own in pod.resolve(port)
+            return (
+                pod is not None
+                and not pod.host_network
+                and any(own.contains(flow.protocol, flow.port) for own in pod.resolve(port))
             )
         return port.contains(flow.protocol, flow.port)
 

@@ -220,7 +220,7 @@ def _number_miss(port: PortRange, path: str, number: int, services: Sequence[Ser
 
 def _named_miss(case: Case, port: NamedPort, path: str, has: str) -> Miss:
     pod = case.flow.destination.pod
-    if pod is None:
+    if pod is None or pod.host_network:
         return Miss("named port", path, f"{port.name!r} of a pod", "no pod, which has no names")
     own = pod.resolve(NamedPort(port.name))
     if not own:

@@ -14,6 +14,7 @@ from policy_worlds import PolicyWorld, make_network_policy
 from podwire.objects.meta import Key
 from podwire.policy.evaluate import Flow, Judgement, Party, PolicySet, Semantics, evaluate
 from podwire.policy.model import PROTOCOLS
+from podwire.policy.reach import Reach
 from podwire.policy.world import ContainerPort, PodView, make_world
 
 SUBJECT = "subject: {namespaces: {matchLabels: {ns: x}}}"
@@ -151,6 +152,26 @@ def test_a_pod_of_a_file_has_no_address() -> None:
         ("x/np: {podSelector: {}, ingress: [{from: [{ipBlock: {cidr: 0.0.0.0/0}}]}]}", False),
     ):
         assert evaluate(flow, world_of(text).policy_set, there).allowed == wanted
+
+
+def test_a_host_network_pod_has_no_named_ports() -> None:
+    """Its address is its node's: no plugin sees whose port it is (S13)."""
+    pods = [
+        PodView(Key("x", "a"), {"pod": "a"}, node="node-1"),
+        PodView(
+            Key("y", "host"),
+            {},
+            node="node-2",
+            ports=(ContainerPort("web", 6, 80),),
+            host_network=True,
+        ),
+    ]
+    there = make_world(pods)
+    text = "x/np: {podSelector: {}, policyTypes: [Egress], egress: [{ports: [{port: web}]}]}"
+    flow = Flow(Party(pod=pods[0]), Party(pod=pods[1]), PROTOCOLS["TCP"], 80)
+    policies = world_of(text).policy_set
+    assert not evaluate(flow, policies, there).allowed
+    assert Reach(there, policies).between(pods[0].key, pods[1].key) == ()
 
 
 def test_staged_policies_are_asked_for() -> None:
