@@ -49,7 +49,8 @@ def why(
     DST  svc/[NS/]NAME[:PORT], ADDRESS:PORT, node/NAME:PORT or [NS/]POD[:PORT]
 
     With -f nothing is sent: what policies of the manifests say, to the line, and where they deny,
-    the rule that almost matched and the field that differs.
+    the rule that almost matched and the field that differs. SRC may be an ADDRESS then, and DST
+    outside:PORT; outside is told by ranges that are treated alike.
 
     The exit code is 0 when the connection is allowed, 1 when it is not (or cannot be explained), 2
     for wrong usage, 3 when there is no such lab.
