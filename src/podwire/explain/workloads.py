@@ -13,7 +13,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final, NamedTuple
 
 from podwire.explain.endpoints import Port
-from podwire.explain.reading import check_address, check_port, check_protocol, convert
+from podwire.explain.reading import (
+    check_address,
+    check_port,
+    check_protocol,
+    convert,
+    refuse,
+)
 from podwire.objects.documents import Document
 from podwire.objects.meta import Key, ObjectMeta, OwnerReference
 from podwire.objects.policy import PeerPod
@@ -82,7 +88,10 @@ class Gathered:
             return
         self._owners[own] = controller
         path = TEMPLATES[document.kind]
-        template = convert(document, _inside(document, path), PeerPod, ".".join(path))
+        found = _inside(document, path)
+        if found is None:
+            refuse(document, ".".join(path), "Required value")
+        template = convert(document, found, PeerPod, ".".join(path))
         _check(document, template, ".".join(path) + ".")
         made = _view(template, Key(own.namespace, f"{own.name}[{own.kind}]"))
         if made is not None:
@@ -163,5 +172,5 @@ def declared(pod: PeerPod) -> tuple[Port, ...]:
 def _inside(document: Document, path: Iterable[str]) -> Any:
     value: Any = document.obj
     for name in path:
-        value = (value.get(name) if isinstance(value, dict) else None) or {}
+        value = value.get(name) if isinstance(value, dict) else None
     return value

@@ -134,7 +134,7 @@ def refuse_duplicates(documents: Iterable[Document], namespace: str = "default")
 
 def _load_path(path: str, marks: bool, stray: Problem | None) -> Iterator[Document]:
     if path == "-":
-        yield from parse(sys.stdin.read(), "<stdin>", marks=marks, stray=stray)
+        yield from parse(_stdin(), "<stdin>", marks=marks, stray=stray)
         return
     if path.startswith(("http://", "https://")):
         raise UsageError(
@@ -155,7 +155,18 @@ def _load_path(path: str, marks: bool, stray: Problem | None) -> Iterator[Docume
             text = file.read_text(encoding="utf-8")
         except UnicodeDecodeError as error:
             raise UsageError(f"{file}: not YAML: is not UTF-8 at byte {error.start}") from error
+        except OSError as error:
+            raise UsageError(f"{file}: {error.strerror}") from error
         yield from parse(text, str(file), marks=marks, stray=stray)
+
+
+def _stdin() -> str:
+    try:
+        text = sys.stdin.read()
+        text.encode()  # what could not be decoded may have been let through
+    except UnicodeError as error:
+        raise UsageError("<stdin>: not YAML: is not UTF-8") from error
+    return text
 
 
 def parse(

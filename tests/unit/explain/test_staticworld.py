@@ -178,6 +178,14 @@ def test_a_workload_that_cannot_be_read_is_refused() -> None:
         _read(text)
 
 
+@pytest.mark.parametrize("kind", ["Deployment", "CronJob"])
+def test_a_workload_that_makes_no_pod_is_refused(kind: str) -> None:
+    text = f"apiVersion: apps/v1\nkind: {kind}\nmetadata: {{name: a}}\nspec: {{}}\n"
+    text = text.replace("apps", "batch") if kind == "CronJob" else text
+    with pytest.raises(UsageError, match=rf"f.yaml:4: {kind} a: spec.*template: Required value"):
+        _read(text)
+
+
 def test_the_same_object_twice_is_refused_where_it_counts() -> None:
     with pytest.raises(UsageError, match=r"Pod x/a: is already in f.yaml:1"):
         _read(POD.format("a", ""), POD.format("a", ", labels: {v: two}"))

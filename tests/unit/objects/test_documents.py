@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
+from pathlib import Path
+
 import pytest
 
 from podwire.errors import UsageError
-from podwire.objects.documents import parse, repeated_keys
+from podwire.objects.documents import load, parse, repeated_keys
 
 POLICY = """\
 apiVersion: networking.k8s.io/v1
@@ -117,3 +120,18 @@ def test_fields_that_are_there_twice() -> None:
     )
     assert list(repeated_keys(document.node)) == [("spec.x[1].a", 7)]
     assert document.line_of("spec.x[1].a") == "f.yaml:7"
+
+
+def test_what_is_no_text_on_standard_input_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    for errors in ("strict", "surrogateescape"):
+        stream = io.TextIOWrapper(io.BytesIO(b"\xff\xfe"), encoding="utf-8", errors=errors)
+        monkeypatch.setattr("sys.stdin", stream)
+        with pytest.raises(UsageError, match="<stdin>: not YAML: is not UTF-8"):
+            load(["-"])
+
+
+@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="no file that fails to be read")
+def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").symlink_to("/proc/self/mem")
+    with pytest.raises(UsageError, match=r"a\.yaml: Input/output error"):
+        load([tmp_path])
