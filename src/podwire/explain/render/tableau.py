@@ -14,9 +14,11 @@ from podwire.explain.render.layers import Size
 from podwire.explain.render.scene import INK, PALE, SMALL, STROKE, Scene, Text, cut, wrap
 from podwire.policy.connlist import ALL_CONNECTIONS
 
-_CELL: Final = 74
-_FITS: Final = 11
+_FITS: Final = 16
 """Characters in a cell."""
+_NARROW: Final = 8
+_FILLS: Final = {"#1a7f37": "#d3f0db", "#cf222e": "#fbd9dc", "#bf8700": "#fbedc3"}
+"""Paler ones of what is added, removed and changed."""
 _ALL: Final = "#bfe6c8"
 _SOME: Final = "#fde8c2"
 _ITSELF: Final = "#e5e7eb"
@@ -42,11 +44,13 @@ class _Tableau:
             if arrow.both:
                 self._cells[arrow.destination, arrow.source] = value
         self._keys: dict[str, str] = {}
+        words = [self._word(text) for text, _ in self._cells.values()]
+        self._cell_width = max(max(map(len, words), default=0), _NARROW) * 6.2 + 12
 
     def draw(self) -> str:
         top = y = float(MARGIN + LINE + 6)
         left = MARGIN + self._heads + PAD
-        width = len(self._rows) * _CELL
+        width = len(self._rows) * self._cell_width
         body: list[str] = []
         cells: list[str] = []
         for number, texts in self._rows:
@@ -54,12 +58,13 @@ class _Tableau:
             box = self._scene.picture.boxes[number]
             body.append(draw_box(self._scene, box, texts, MARGIN, y, Size(self._heads, height)))
             for i, (other, _) in enumerate(self._rows):
-                cells += self._cell(number, other, left + i * _CELL, y, height)
+                cells += self._cell(number, other, left + i * self._cell_width, y, height)
             cells.append(_grid(left, y, left + width, y))
             y += height
         cells.append(_grid(left, y, left + width, y))
         cells += (
-            _grid(left + i * _CELL, top, left + i * _CELL, y) for i in range(len(self._rows) + 1)
+            _grid(left + i * self._cell_width, top, left + i * self._cell_width, y)
+            for i in range(len(self._rows) + 1)
         )
         body += [*self._columns(left, top), *cells]
         for text in self._legend():
@@ -69,10 +74,12 @@ class _Tableau:
 
     def _columns(self, left: float, top: float) -> Iterator[str]:
         for i, (number, _) in enumerate(self._rows):
-            middle = left + (i + 0.5) * _CELL
+            middle = left + (i + 0.5) * self._cell_width
             name = self._scene.picture.boxes[number].names()[0].partition(" (")[0]
             yield draw_text(middle, top - 18, Text(f"{i + 1}", PALE, SMALL), "middle")
-            yield draw_text(middle, top - 6, Text(cut(name, _FITS), INK, SMALL), "middle")
+            yield draw_text(
+                middle, top - 6, Text(cut(name, int(self._cell_width / 6.4)), INK, SMALL), "middle"
+            )
 
     def _cell(
         self, source: int, destination: int, x: float, y: float, height: float
@@ -81,29 +88,28 @@ class _Tableau:
         if not words and source != destination:
             return
         boxes = self._scene.picture.boxes
-        fill = _ITSELF if not words else _ALL if words == ALL_CONNECTIONS else _SOME
+        plain = _ALL if words == ALL_CONNECTIONS else _SOME
+        fill = _FILLS.get(colour, plain) if words else _ITSELF
         titles = [", ".join(boxes[n].labels) for n in (source, destination)]
         title = f"<title>{escape(f'{titles[0]} => {titles[1]} : {words}')}</title>"
-        text = Text(self._word(words), colour or INK, SMALL)
+        text = Text(self._word(words), INK, SMALL)
         yield (
-            f'<g>{title if words else ""}<rect x="{x:g}" y="{y:g}" width="{_CELL}" '
+            f'<g>{title if words else ""}<rect x="{x:g}" y="{y:g}" width="{self._cell_width:g}" '
             f'height="{height:g}" fill="{fill}"/>'
-            f"{draw_text(x + _CELL / 2, y + height / 2 + 4, text, 'middle')}</g>"
+            f"{draw_text(x + self._cell_width / 2, y + height / 2 + 4, text, 'middle')}</g>"
         )
 
     def _word(self, words: str) -> str:
-        if words == ALL_CONNECTIONS:
-            return "all"
-        if len(words) <= _FITS:
-            return words
+        short = words.replace(ALL_CONNECTIONS, "all")
+        if len(short) <= _FITS:
+            return short
         return self._keys.setdefault(words, f"ports {len(self._keys) + 1}")
 
     def _legend(self) -> Iterator[Text]:
-        yield Text(
-            "row: who opens a connection; column: to whom; all: to every port; empty: to none",
-            PALE,
-            SMALL,
-        )
+        changes = any(colour for _, colour in self._cells.values())
+        empty = "no change" if changes else "denied"
+        words = f"row: who opens a connection; column: to whom; all: every port; empty: {empty}"
+        yield Text(words, PALE, SMALL)
         for words, key in self._keys.items():
             for line in wrap(f"{key}: {words.replace(',', ', ')}", _LEGEND_WIDTH):
                 yield Text(line, PALE, SMALL)
