@@ -191,15 +191,11 @@ def promised(
 ) -> dict[Key, set[PortRange]]:
     """Pods, by their key, and the ports that entries lead to: none that lead to no port of it."""
     found: dict[Key, set[PortRange]] = {}
-    for entry in entries:
-        service = services.get(entry.service)
-        if service is None or not service.spec.selector:
-            continue
-        for talker in talkers:
-            if selected_by(service, talker.view):
-                ports = list(target_ports(service, entry, talker.view))
-                if ports:
-                    found.setdefault(talker.view.key, set()).update(ports)
+    behind = _Behind(services, talkers)
+    for entry in dict.fromkeys(entries):
+        for pod, ports in behind.of(entry):
+            if ports:
+                found.setdefault(pod.key, set()).update(ports)
     return found
 
 
@@ -207,6 +203,7 @@ def lead_nowhere(
     entries: Iterable[Entry], services: Mapping[Key, Service], talkers: Sequence[Talker]
 ) -> Iterator[str]:
     """Warnings: backends of which nothing is listed, and why."""
+    behind = _Behind(services, talkers)
     for entry in dict.fromkeys(entries):
         service = services.get(entry.service)
         told = f"{entry.origin}: {entry.source}: leads to Service {entry.service}"
@@ -216,12 +213,33 @@ def lead_nowhere(
             yield f"{told}, which has no selector: what is behind it is not known"
         elif not _asked(service, entry):
             yield f"{told}, which has no {entry.protocol} port {entry.port or ''}".rstrip()
-        else:
-            chosen = [t.view for t in talkers if selected_by(service, t.view)]
-            if not chosen:
-                yield f"{told}, whose selector matches no pod"
-            elif not any(True for view in chosen for _ in target_ports(service, entry, view)):
-                yield f"{told}, whose targetPort is a name that no pod behind it has"
+        elif not behind.pods(entry.service):
+            yield f"{told}, whose selector matches no pod"
+        elif not any(ports for _, ports in behind.of(entry)):
+            yield f"{told}, whose targetPort is a name that no pod behind it has"
+
+
+class _Behind:
+    """Who is behind Services, looked up once for each."""
+
+    def __init__(self, services: Mapping[Key, Service], talkers: Sequence[Talker]) -> None:
+        self._services = services
+        self._near: dict[str, list[PodView]] = {}
+        for talker in talkers:
+            self._near.setdefault(talker.view.key.namespace, []).append(talker.view)
+        self._pods: dict[Key, list[PodView]] = {}
+
+    def pods(self, key: Key) -> list[PodView]:
+        if key not in self._pods:
+            service = self._services.get(key)
+            near = self._near.get(key.namespace, []) if service is not None else []
+            self._pods[key] = [pod for pod in near if service and selected_by(service, pod)]
+        return self._pods[key]
+
+    def of(self, entry: Entry) -> Iterator[tuple[PodView, list[PortRange]]]:
+        """Pods an entry leads to, with the ports of each that it means."""
+        for pod in self.pods(entry.service):
+            yield pod, list(target_ports(self._services[entry.service], entry, pod))
 
 
 def selected_by(service: Service, pod: PodView) -> bool:
