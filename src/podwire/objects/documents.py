@@ -187,7 +187,8 @@ def parse(
         mark = getattr(error, "problem_mark", None)
         where = f"{origin}:{mark.line + 1}" if mark else origin
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]
-        raise UsageError(f"{where}: not YAML: {problem}") from error
+        hint = "; is it a template? `helm template` makes YAML of it" if "{{" in text else ""
+        raise UsageError(f"{where}: not YAML: {problem}{hint}") from error
 
 
 def _may_exceed(text: str) -> bool:

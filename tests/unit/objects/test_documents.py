@@ -103,6 +103,11 @@ def test_what_is_too_much_once_aliases_are_followed_is_refused(text: str, proble
         list(parse(head + text + "\n", "f.yaml"))
 
 
+def test_templates_are_known_by_their_braces() -> None:
+    with pytest.raises(UsageError, match=r"f.yaml:1: not YAML: .*; is it a template\? `helm temp"):
+        list(parse("{{- if .Values.a }}\na: 1\n{{- end }}\n", "f.yaml"))
+
+
 def test_aliases_are_followed() -> None:
     text = "apiVersion: v1\nkind: Pod\nmetadata: {name: p, labels: &l {a: b}, annotations: *l}\n"
     (document,) = parse(text, "f.yaml")
