@@ -18,6 +18,7 @@ from typing import Any, Final
 import yaml
 
 from podwire.errors import UsageError
+from podwire.objects.goyaml import GoLoader
 from podwire.objects.meta import JsonObject
 
 SUFFIXES: Final = (".yaml", ".yml", ".json")
@@ -176,19 +177,28 @@ def parse(
     reader = _Reader(origin, marks, stray)
     suspect = _may_exceed(text)
     try:
-        loader = yaml.CSafeLoader(_unglued(text))
+        loader = GoLoader(_unglued(text))
         while loader.check_node():
             node = loader.get_node()
             if node is not None:
                 if suspect:
                     _refuse_excess(node, origin)
-                yield from reader.documents(loader.construct_document(node), node)
+                yield from reader.documents(_construct(loader, node, origin), node)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{origin}:{mark.line + 1}" if mark else origin
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]
         hint = "; is it a template? `helm template` makes YAML of it" if "{{" in text else ""
         raise UsageError(f"{where}: not YAML: {problem}{hint}") from error
+
+
+def _construct(loader: GoLoader, node: yaml.Node, origin: str) -> Any:
+    """A tag that does not fit its text, as `!!int x`, fails in one of many ways."""
+    try:
+        return loader.construct_document(node)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        where = f"{origin}:{node.start_mark.line + 1}"
+        raise UsageError(f"{where}: not YAML: a value is not what its tag says: {error}") from error
 
 
 def _may_exceed(text: str) -> bool:

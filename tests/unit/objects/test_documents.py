@@ -103,6 +103,24 @@ def test_what_is_too_much_once_aliases_are_followed_is_refused(text: str, proble
         list(parse(head + text + "\n", "f.yaml"))
 
 
+@pytest.mark.parametrize("text", ["2020-01-01", "2020-01-01T00:00:00Z", "12:34:56", "2020-13-45"])
+def test_what_is_text_to_kubectl_is_text(text: str) -> None:
+    head = "apiVersion: v1\nkind: Pod\nmetadata: "
+    (document,) = parse(f"{head}{{name: p, annotations: {{a: {text}}}}}\n", "f.yaml")
+    assert document.obj["metadata"]["annotations"] == {"a": text}
+
+
+def test_keys_are_texts() -> None:
+    (document,) = parse("apiVersion: v1\nkind: Pod\nmetadata: {name: p, labels: {1: a}}\n", "f")
+    assert document.obj["metadata"]["labels"] == {"1": "a"}
+
+
+@pytest.mark.parametrize("value", ["!!int x", "!!float x", "!!bool x", "!!timestamp x"])
+def test_a_tag_that_does_not_fit_is_refused(value: str) -> None:
+    with pytest.raises(UsageError, match=r"f.yaml:1: not YAML: a value is not what its tag says"):
+        list(parse(f"apiVersion: v1\nkind: Pod\nmetadata: {{name: {value}}}\n", "f.yaml"))
+
+
 def test_templates_are_known_by_their_braces() -> None:
     with pytest.raises(UsageError, match=r"f.yaml:1: not YAML: .*; is it a template\? `helm temp"):
         list(parse("{{- if .Values.a }}\na: 1\n{{- end }}\n", "f.yaml"))
