@@ -196,7 +196,7 @@ def _construct(loader: GoLoader, node: yaml.Node, origin: str) -> Any:
     """A tag that does not fit its text, as `!!int x`, fails in one of many ways."""
     try:
         return loader.construct_document(node)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, LookupError, AttributeError) as error:
         where = f"{origin}:{node.start_mark.line + 1}"
         raise UsageError(f"{where}: not YAML: a value is not what its tag says: {error}") from error
 

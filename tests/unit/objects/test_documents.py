@@ -115,7 +115,7 @@ def test_keys_are_texts() -> None:
     assert document.obj["metadata"]["labels"] == {"1": "a"}
 
 
-@pytest.mark.parametrize("value", ["!!int x", "!!float x", "!!bool x", "!!timestamp x"])
+@pytest.mark.parametrize("value", ["!!int x", "!!int ''", "!!float x", "!!bool x", "!!timestamp x"])
 def test_a_tag_that_does_not_fit_is_refused(value: str) -> None:
     with pytest.raises(UsageError, match=r"f.yaml:1: not YAML: a value is not what its tag says"):
         list(parse(f"apiVersion: v1\nkind: Pod\nmetadata: {{name: {value}}}\n", "f.yaml"))
