@@ -5,8 +5,9 @@
 A packet makes two look-ups, `services` and then `endpoints`, and a commit may come between them.
 So what any verdict can ask for is there before the verdict is, and stays until after:
 
-    step 1  grow     backends, their numbers, allowed ranges, addresses
-    step 2  switch   verdicts: which chain an address and port leads to
+    step 1  grow     backends, their numbers, allowed ranges
+    step 2  switch   verdicts: which chain an address and port leads to, and which addresses refuse
+                     what leads nowhere
     step 3  shrink   what only former verdicts asked for
 
 State is what was planned last. It is the kernel's too while every plan is applied; when one fails
@@ -34,17 +35,19 @@ Place: TypeAlias = tuple[int, str]
 Elements: TypeAlias = dict[Place, dict[Key, Data]]
 
 SETS: Final = (
-    nf.VIPS,
     nf.HAIRPIN,
-    nf.FIREWALLED,
     nf.ALLOWED,
+    nf.FIREWALLED,
     nf.ENDPOINTS,
     nf.BACKEND_IDS,
     nf.BACKENDS_BY_ID,
     nf.INTERNAL,
     nf.SERVICES,
+    nf.VIPS,
 )
-"""What is kept in sync, the ranges (text) and the affinity map (the kernel's own) apart."""
+"""What is kept in sync, the ranges (text) and the affinity map (the kernel's own) apart. In this
+order, should a step not fit into one transaction: who may come before who else may not, the ports
+of an address before the others are refused."""
 
 
 @dataclass(frozen=True)
@@ -192,9 +195,9 @@ class Ruleset:
             place = (4 if len(ip) == 4 else 6, name)
             key = ip + ip if name == nf.HAIRPIN else ip
             if after and not before:
-                steps[GROW].put(place, key, None)
+                (steps[SWITCH] if name == nf.VIPS else steps[GROW]).put(place, key, None)
             elif before and not after:
-                steps[SHRINK].remove(place, key)
+                (steps[SWITCH] if name == nf.VIPS else steps[SHRINK]).remove(place, key)
 
     # --- beginning from what the kernel says ------------------------------------------------------
 
@@ -272,8 +275,9 @@ def _set_difference(
 ) -> None:
     """Put what differs where it belongs: verdicts in the switch, the rest around it."""
     name = place[1]
-    grow = steps[SWITCH] if name == nf.SERVICES else steps[GROW]
-    shrink = {nf.SERVICES: steps[SWITCH], nf.FIREWALLED: steps[SWITCH]}.get(name, steps[SHRINK])
+    grow = steps[SWITCH] if name in (nf.SERVICES, nf.VIPS) else steps[GROW]
+    early = (nf.SERVICES, nf.VIPS, nf.FIREWALLED)
+    shrink = steps[SWITCH] if name in early else steps[SHRINK]
     # Intervals may not overlap, not even for a moment: all of a change is one transaction.
     if name == nf.ALLOWED and will:
         shrink = grow

@@ -6,7 +6,7 @@ import random
 from collections.abc import Iterator, Mapping
 from ipaddress import ip_address
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from service_worlds import (
     CLUSTER_CIDRS,
@@ -17,12 +17,13 @@ from service_worlds import (
     worlds,
 )
 
+from podwire.kernel.nfelements import split
 from podwire.kernel.nfpack import Change, Data, Key
 from podwire.services import nftables as nf
 from podwire.services.claims import Claims, Owner
 from podwire.services.evaluate import Outcome, Packet, evaluate
 from podwire.services.model import FrontendKey
-from podwire.services.plan import SETS, Elements, Plan, Ruleset
+from podwire.services.plan import SETS, Elements, Plan, Ruleset, is_whole
 from podwire.services.walk import CompiledRuleset, Walk
 
 FAMILIES = {name: version for version, name in nf.FAMILY_NAMES.items()}
@@ -57,6 +58,18 @@ class Kernel:
 
     def family(self, version: int) -> Mapping[str, dict[Key, Data]]:
         return {name: self.sets.get((version, name), {}) for name in SETS}
+
+    def compiled(self) -> dict[int, CompiledRuleset]:
+        return {
+            version: CompiledRuleset(
+                version,
+                self.family(version),
+                SERVICE_CIDRS,
+                CLUSTER_CIDRS,
+                self.chains[version],
+            )
+            for version in (4, 6)
+        }
 
     def check_nothing_dangles(self) -> None:
         """Every number's chain is there, and every index it can draw has a backend."""
@@ -99,16 +112,7 @@ def test_a_walk_over_the_ruleset_ends_where_the_meaning_says(world: World) -> No
     fill(claims, world)
     kernel.apply(ruleset.plan())
     frontends = claims.frontends
-    compiled_rulesets = {
-        version: CompiledRuleset(
-            version,
-            kernel.family(version),
-            SERVICE_CIDRS,
-            CLUSTER_CIDRS,
-            kernel.chains[version],
-        )
-        for version in (4, 6)
-    }
+    compiled_rulesets = kernel.compiled()
     packets = [
         *world.packets,
         *(p for key in frontends for p in _clients_of(key)),
@@ -187,3 +191,44 @@ def test_compiling_and_planning_give_the_same_bytes_again(world: World) -> None:
     for ruleset in rulesets:
         ruleset.plan()
     assert rulesets[0].elements() == rulesets[1].elements()
+
+
+@settings(max_examples=50)
+@given(worlds(), worlds(), st.booleans())
+def test_between_two_worlds_a_packet_meets_one_of_them(
+    before: World, after: World, cut: bool
+) -> None:
+    """Whatever is committed so far. Where steps are `cut` because the kernel takes no more at once,
+    who is served in both is served in between."""
+    claims, kernel = Claims(), Kernel()
+    ruleset = Ruleset(claims)
+    fill(claims, before)
+    kernel.apply(ruleset.plan())
+    was, was_vips = claims.frontends, ruleset.vips
+    owners = {Owner("Service", service.key) for service, _ in after.services}
+    for owner in set(claims.owners) - owners:
+        claims.set(owner, ())
+    fill(claims, after)
+    plan = ruleset.plan()
+    will, will_vips = claims.frontends, ruleset.vips
+    packets = [p for key in was.keys() | will.keys() for p in [*_clients_of(key)][::2]]
+    expected = [
+        (
+            evaluate(packet, was, domain_of(was_vips)),
+            evaluate(packet, will, domain_of(will_vips)),
+        )
+        for packet in packets
+    ]
+    kernel.make_chains(plan)
+    for step in plan.steps:
+        for batch in split(step, 2000 if cut else 1 << 30, is_whole):
+            kernel.step(tuple(batch))
+            walks = kernel.compiled()
+            for packet, outcomes in zip(packets, expected, strict=True):
+                verdicts = {o.verdict for o in outcomes}
+                if cut and verdicts != {"dnat"}:
+                    continue
+                walk = walks[4 if len(packet.dst) == 4 else 6].walk(packet)
+                assert walk.verdict in verdicts, (packet, walk.path)
+                either = {b[:2] for o in outcomes for b in o.backends}
+                assert {b[:2] for b in walk.backends} <= either
