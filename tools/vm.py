@@ -1,16 +1,20 @@
 #!/usr/bin/env python3
 """Run a command as root on another kernel: Debian's own, in QEMU, over this machine's files.
 
-    tools/vm.py [--timeout S] [--memory MIB] -- COMMAND...
+    tools/vm.py [--timeout S] [--memory MIB] [--own-time] [--hold MODULE]... -- COMMAND...
 
     apt-get download linux-image -> .cache/vm (unpacked, never installed)
     QEMU: kernel + small initramfs (busybox) -> / of this machine by 9p, read-only, a tmpfs over it
           -> COMMAND in this folder -> its output here, its exit status ours
 
 What this machine's kernel lacks (ip_vs, dummy, wireguard, sctp) is a module there, loaded when it
-is asked for. The machine has no network device and keeps nothing: every write goes to its memory.
-Its processor is emulated unless `--accel kvm` says otherwise. Statuses of our own: 124 when the
-time is over (as timeout(1)), 125 when it did not boot.
+is asked for; with `--hold` only by `/vm/modprobe MODULE`, so that both can be seen, without and
+with it. The machine has no network device and keeps nothing: every write goes to its memory.
+
+Its processor is emulated unless `--accel kvm` says otherwise. With `--own-time` its clock counts
+instructions, one a nanosecond: a second there is as much work as on a real machine and some seconds
+here, however busy we are, and timeouts mean what they mean. Statuses of our own: 124 when the time
+is over (as timeout(1)), 125 when it did not boot.
 """
 
 from __future__ import annotations
@@ -55,6 +59,8 @@ cp /bin/busybox /whole/vm/busybox
 printf '#!/vm/busybox sh\\nexec /vm/busybox modprobe "$@"\\n' >/whole/vm/modprobe
 chmod 755 /whole/vm/modprobe
 echo /vm/modprobe >/proc/sys/kernel/modprobe
+mkdir -p /whole/etc/modprobe.d
+for module in {held}; do echo "blacklist $module" >>/whole/etc/modprobe.d/held.conf; done
 cp /command /whole/vm/command
 for folder in proc sys dev; do mount -o move /$folder /whole/$folder; done
 mount -t tmpfs tmpfs /whole/run
@@ -84,6 +90,16 @@ $b poweroff -f
 class Kernel:
     image: Path
     modules: Path
+
+
+@dataclass(frozen=True)
+class Machine:
+    """`own_time`: the clock counts instructions. `held`: modules the kernel may not ask for."""
+
+    memory_mib: int = 1536
+    accel: str = "tcg"
+    own_time: bool = False
+    held: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -148,7 +164,9 @@ def dependencies(kernel: Kernel, names: Iterable[str]) -> list[str]:
     return list(ordered)
 
 
-def make_initramfs(kernel: Kernel, command: Sequence[str], folder: Path, target: Path) -> None:
+def make_initramfs(
+    kernel: Kernel, command: Sequence[str], folder: Path, target: Path, held: Sequence[str] = ()
+) -> None:
     """The first files of the machine; what they do is in `INIT`."""
     with tempfile.TemporaryDirectory() as scratch:
         root = Path(scratch)
@@ -163,7 +181,7 @@ def make_initramfs(kernel: Kernel, command: Sequence[str], folder: Path, target:
             shutil.copy(kernel.modules / path, root / "modules")
         modules = " ".join(Path(path).name for path in paths)
         cache = kernel.modules.parent.parent.parent
-        (root / "init").write_text(INIT.format(modules=modules, cache=cache))
+        (root / "init").write_text(INIT.format(modules=modules, cache=cache, held=shlex.join(held)))
         (root / "init").chmod(0o755)
         kept = {k: os.environ[k] for k in _KEPT_ENVIRONMENT if k in os.environ}
         environment = "\n".join(f"export {k}={shlex.quote(v)}" for k, v in kept.items())
@@ -180,15 +198,17 @@ def make_initramfs(kernel: Kernel, command: Sequence[str], folder: Path, target:
             )  # fmt: skip
 
 
-def qemu_command(kernel: Kernel, work: Path, *, memory_mib: int, accel: str) -> list[str]:
+def qemu_command(kernel: Kernel, work: Path, machine: Machine) -> list[str]:
     program = shutil.which("qemu-system-x86_64")
     if program is None:
         raise SystemExit("vm: qemu is missing; install the package qemu-system-x86")
     return [
         "nice", "-n", "10", program,
         "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
-        "-machine", f"pc,accel={accel}", "-cpu", "max" if accel == "tcg" else "host",
-        "-m", str(memory_mib), "-smp", "1", "-nic", "none",
+        "-machine", f"pc,accel={machine.accel}",
+        "-cpu", "max" if machine.accel == "tcg" else "host",
+        *(("-icount", "shift=0") if machine.own_time else ()),
+        "-m", str(machine.memory_mib), "-smp", "1", "-nic", "none",
         "-kernel", str(kernel.image), "-initrd", str(work / "initramfs"),
         "-append", "console=ttyS0 quiet panic=-1 mitigations=off nokaslr random.trust_cpu=on",
         "-virtfs", "local,path=/,mount_tag=root,security_model=none,readonly=on,multidevs=remap",
@@ -216,22 +236,21 @@ def _killed_after(process: subprocess.Popen[bytes], timeout_s: float) -> Iterato
 
 def run(
     command: Sequence[str],
+    machine: Machine,
     *,
     folder: Path = ROOT,
     timeout_s: float = 300.0,
-    memory_mib: int = 1536,
-    accel: str = "tcg",
     echo: bool = False,
 ) -> Result:
     """Boot, run `command` in `folder`, and tell how it ended; `echo` prints while it runs."""
     kernel = fetch_kernel()
     with tempfile.TemporaryDirectory(prefix="podwire-vm-") as scratch:
         work = Path(scratch)
-        make_initramfs(kernel, command, folder, work / "initramfs")
+        make_initramfs(kernel, command, folder, work / "initramfs", machine.held)
         began = time.monotonic()
         lines: list[str] = []
         with subprocess.Popen(
-            qemu_command(kernel, work, memory_mib=memory_mib, accel=accel),
+            qemu_command(kernel, work, machine),
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         ) as process, _killed_after(process, timeout_s) as over:  # fmt: skip
             assert process.stdout is not None
@@ -251,14 +270,15 @@ def main() -> int:
     parser.add_argument("--timeout", type=float, default=300.0, metavar="S")
     parser.add_argument("--memory", type=int, default=1536, metavar="MIB")
     parser.add_argument("--accel", choices=("tcg", "kvm"), default="tcg")
+    parser.add_argument("--own-time", action="store_true")
+    parser.add_argument("--hold", action="append", default=[], metavar="MODULE")
     parser.add_argument("command", nargs="+")
     arguments = parser.parse_args()
     result = run(
         arguments.command,
+        Machine(arguments.memory, arguments.accel, arguments.own_time, tuple(arguments.hold)),
         folder=Path.cwd(),
         timeout_s=arguments.timeout,
-        memory_mib=arguments.memory,
-        accel=arguments.accel,
         echo=True,
     )
     if result.status in (TIMED_OUT, NO_BOOT):

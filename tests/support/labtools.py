@@ -21,12 +21,15 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
+from msgspec.structs import replace
 
 from podwire.explain.probes import wire
 from podwire.lab import Lab, launch
 
 T = TypeVar("T")
-TIMEOUT_S = 30.0
+# A slow processor, such as an emulated one, has so many times as long to do what is awaited.
+PATIENCE = float(os.environ.get("PODWIRE_TEST_PATIENCE", "1"))
+TIMEOUT_S = 30.0 * PATIENCE
 
 
 @dataclass
@@ -41,7 +44,7 @@ class Tools:
             [sys.executable, "-m", "podwire", *map(str, words)],
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=120 * PATIENCE,
             check=False,
             **options,
         )
@@ -64,7 +67,7 @@ class Tools:
             input=stdin or None,
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=120 * PATIENCE,
             check=False,
         )
         assert not check or done.returncode == 0, f"{words}: {done.stdout}{done.stderr}"
@@ -72,7 +75,8 @@ class Tools:
 
     def ask(self, lab: Lab, node: str, *probes: wire.Probe) -> Sequence[wire.ProbeResult]:
         """Have a node's probe engine ask, in one batch."""
-        body = wire.encode(wire.ProbeRequest(probes=probes))
+        patient = tuple(replace(p, timeout_s=p.timeout_s * PATIENCE) for p in probes)
+        body = wire.encode(wire.ProbeRequest(probes=patient))
         path = f"/api/v1/nodes/{node}/proxy/probe"
         answer = lab.call(lambda api: api.request("POST", path, body=body))
         return wire.parse_response(answer).results

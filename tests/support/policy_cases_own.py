@@ -62,7 +62,7 @@ def _all(*rules: str, port: int = 80, protocol: str = "TCP") -> tuple[Expect, ..
 
 
 def cases(addresses: Addresses) -> list[Case]:
-    return [*_holes(addresses), *_tiers(), *_ports(), *_changes()]
+    return [*_holes(addresses), *_tiers(), *_ports(), *_sctp(), *_changes()]
 
 
 def _holes(addresses: Addresses) -> Iterator[Case]:
@@ -316,6 +316,55 @@ def _ports() -> Iterator[Case]:
         ),
         tag="protocols",
     )
+
+
+def _sctp() -> Iterator[Case]:
+    """Every form of a rule in one world: number, range, name, another protocol's, none at all."""
+    from_y = {"namespaceSelector": {"matchLabels": {"ns": "y"}}}
+    number = {"protocol": "SCTP", "port": 80}
+    range_ = {"protocol": "SCTP", "port": 81, "endPort": 90}
+    name = {"protocol": "SCTP", "port": "serve-80-sctp"}
+    others = [{"protocol": "TCP", "port": 80}, {"protocol": "UDP", "port": 81}]
+    own: list[Action] = [
+        _np("number", _pod("a"), "Ingress", ingress=[{"ports": [number]}]),
+        _np("range", _pod("b"), "Ingress", ingress=[{"from": [from_y], "ports": [range_]}]),
+        _np("others", _pod("c"), "Ingress", ingress=[{"ports": others}]),
+        _np("name", _pod("a"), "Egress", namespace="y", egress=[{"ports": [name]}]),
+        _np("nothing", _pod("b"), "Egress", namespace="y"),
+    ]
+    at_80 = ["* !> x/b", "* !> x/c"]
+    at_81 = ["* !> x/*", "y/* > x/b", "y/a !> *"]
+    both = {"sctp": {"destinationPort": {"range": {"start": 80, "end": 81}}}}
+    one = {"sctp": {"destinationPort": {"number": 80}}}
+    z = {"namespaces": {"matchLabels": {"ns": "z"}}}
+    tier = [_from("Accept", _Y, protocols=[one]), _from("Deny", z, protocols=[both])]
+    yield _case(
+        "SCTP by rules of every form, then by those of a tier above",
+        (own, (*_by_sctp(80, *at_80, "y/b !> *"), *_by_sctp(81, *at_81, "y/b !> *"))),
+        (
+            [_cnp("tier", "Admin", 1, _X, ingress=tier)],
+            (
+                *_by_sctp(80, *at_80, "y/* > x/*", "z/* !> x/*", "y/b !> *"),
+                *_by_sctp(81, *at_81, "z/* !> x/*", "y/b !> *"),
+            ),
+        ),
+        (
+            [Delete("NetworkPolicy", "x", "others"), Delete("NetworkPolicy", "y", "nothing")],
+            (
+                *_by_sctp(80, "* !> x/b", "y/* > x/*", "z/* !> x/*"),
+                *_by_sctp(81, *at_81[:2], "x/* > x/c", "y/* > x/c", "z/* !> x/*", "y/a !> *"),
+            ),
+        ),
+        tag="sctp",
+    )
+
+
+def _pod(name: str) -> Raw:
+    return {"matchLabels": {"pod": name}}
+
+
+def _by_sctp(port: int, *rules: str) -> tuple[Expect, ...]:
+    return _all(*rules, port=port, protocol="SCTP")
 
 
 _NAMED: Final[Raw] = {"destinationNamedPort": "serve-80-tcp"}

@@ -19,6 +19,7 @@ from ipaddress import ip_address
 from typing import Any
 
 import msgspec
+from labtools import PATIENCE
 from naive_policy import NaiveWorld
 from policy_cases import NODES, Action, Apply, Delete, Expect, Label, Raw, kind_of
 from policy_worlds import PolicyWorld
@@ -33,7 +34,7 @@ from podwire.lab import Lab
 from podwire.objects import kinds
 from podwire.objects.meta import Kind
 
-TIMEOUT_S = 0.2
+TIMEOUT_S = 0.2 * PATIENCE
 """What a denied probe costs; all are in flight together."""
 _DELIVERED = frozenset({"allowed", "refused"})
 _KINDS: dict[str, Kind[Any]] = {
@@ -75,7 +76,9 @@ class LiveCluster:
                     self._delete(kind, namespace, name)
         if pods:
             self._wait_pods()
-        missing = self.lab.call(lambda api: wait_policies(api, timeout_s=20, nodes=NODES))
+        missing = self.lab.call(
+            lambda api: wait_policies(api, timeout_s=20 * PATIENCE, nodes=NODES)
+        )
         assert not missing, missing
 
     def reset(self) -> None:
@@ -177,7 +180,7 @@ class LiveCluster:
         return self.lab.call(read)
 
     def _wait_pods(self) -> None:
-        self.lab.wait_ready(30)
+        self.lab.wait_ready(30 * PATIENCE)
         holder = self.lab.status()
         pid = next(c.pid for c in holder.components if c.name == "holder")
         self._lift_limits(pid)

@@ -22,12 +22,15 @@ from labtools import Tools
 from podwire.agents.backends import BACKENDS
 from podwire.client import PatchType
 from podwire.explain.probes.wire import Probe, ProbeResult
+from podwire.kernel import features
 from podwire.lab import Lab
 from podwire.objects import kinds
 from podwire.objects.core import Pod, Service
 from podwire.objects.discovery import EndpointSlice
 from podwire.objects.meta import Kind
 
+PROXIES = tuple(BACKENDS)
+"""Every case runs on each of them, where the kernel has it."""
 NODES = ("node-1", "node-2", "node-3")
 NODE_IPS = {"node-1": "172.30.0.2", "node-2": "172.30.0.3", "node-3": "172.30.0.4"}
 OUTSIDE_IP = "203.0.113.10"
@@ -228,10 +231,10 @@ class Case:
     def port_closed(self, source: str, address: str, port: int, **how: Any) -> None:
         """Return when a port that a live cluster IP does not have is not answered any more.
 
-        nftables refuses it; iptables has no rule for it, and the packet is lost beyond the node.
+        It is refused; but iptables has no rule for it, and the packet is lost beyond the node.
         """
-        nftables = self.lab.spec.service_proxy == "nftables"
-        self.verdict(source, address, port, REFUSED if nftables else (*REFUSED, "dropped"), **how)
+        lost = self.lab.spec.service_proxy == "iptables"
+        self.verdict(source, address, port, (*REFUSED, "dropped") if lost else REFUSED, **how)
 
     def seen_as(self, source: str, address: str, port: int, **how: Any) -> str:
         """The client address the endpoint saw."""
@@ -246,8 +249,9 @@ REFUSED = ("refused", "rejected")
 
 def service_world(proxy: str, name: str, tools: Tools, **options: Any) -> Iterator[World]:
     """A lab with this back end, or a skip that says why not."""
-    if proxy not in BACKENDS:
-        pytest.skip(f"service proxy {proxy}: no such back end")
+    missing = features.probe().missing()
+    if proxy in missing:
+        pytest.skip(missing[proxy])
     zones = ("zone-a", "zone-a", "zone-b")
     options = {"ip_family": "dual", "zones": zones} | options
     with Lab(f"{name}-{proxy}", nodes=3, service_proxy=proxy, **options) as lab:

@@ -15,7 +15,15 @@ from typing import Any
 
 import pytest
 from outsideclient import entering
-from serviceslab import CLIENTS, NODE_IPS, Case, World, pod_body, service_world
+from serviceslab import (
+    CLIENTS,
+    NODE_IPS,
+    PROXIES,
+    Case,
+    World,
+    pod_body,
+    service_world,
+)
 
 from podwire.objects import kinds
 
@@ -23,7 +31,7 @@ NAMES = ("web-1", "web-2", "web-3")
 UDP_ONLY = [{"name": "udp", "port": 80, "targetPort": 8081, "protocol": "UDP"}]
 
 
-@pytest.fixture(scope="module", params=["nftables", "iptables"])
+@pytest.fixture(scope="module", params=PROXIES)
 def world(request: pytest.FixtureRequest, tools: Any) -> Iterator[World]:
     yield from service_world(request.param, "flows", tools)
 

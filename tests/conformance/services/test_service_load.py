@@ -14,7 +14,13 @@ from typing import Any
 
 import pytest
 from outsideclient import Drum, drum
-from serviceslab import NODE_IPS, Case, World, service_world
+from serviceslab import (
+    NODE_IPS,
+    PROXIES,
+    Case,
+    World,
+    service_world,
+)
 
 ROUNDS = 10 if os.environ.get("PODWIRE_ALL") == "1" else 1
 REPLICAS = 10
@@ -40,7 +46,7 @@ spec:
 """
 
 
-@pytest.fixture(scope="module", params=["nftables", "iptables"])
+@pytest.fixture(scope="module", params=PROXIES)
 def world(request: pytest.FixtureRequest, tools: Any) -> Iterator[World]:
     yield from service_world(request.param, "load", tools)
 

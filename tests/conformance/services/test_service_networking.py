@@ -13,6 +13,7 @@ from serviceslab import (
     NODE_IPS,
     NODES,
     PORTS,
+    PROXIES,
     UDP_PORTS,
     Case,
     World,
@@ -30,7 +31,7 @@ NAMES = ("web-1", "web-2", "web-3")
 UDP_ONLY = [{"name": "udp", "port": 80, "targetPort": 8081, "protocol": "UDP"}]
 
 
-@pytest.fixture(scope="module", params=["nftables", "iptables"])
+@pytest.fixture(scope="module", params=PROXIES)
 def world(request: pytest.FixtureRequest, tools: Any) -> Iterator[World]:
     yield from service_world(request.param, "net", tools)
 

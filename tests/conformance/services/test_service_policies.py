@@ -15,6 +15,7 @@ from serviceslab import (
     NODE_IPS,
     OUTSIDE_IP,
     PORTS,
+    PROXIES,
     REFUSED,
     UDP_PORTS,
     Case,
@@ -29,7 +30,7 @@ from podwire.objects import kinds
 _MERGE = PatchType.MERGE
 
 
-@pytest.fixture(scope="module", params=["nftables", "iptables"])
+@pytest.fixture(scope="module", params=PROXIES)
 def world(request: pytest.FixtureRequest, tools: Any) -> Iterator[World]:
     yield from service_world(request.param, "pol", tools)
 

@@ -18,6 +18,7 @@ from serviceslab import (
     NODE_IPS,
     NODES,
     PORTS,
+    PROXIES,
     REFUSED,
     UDP_PORTS,
     Case,
@@ -33,7 +34,7 @@ from podwire.objects import kinds
 THREE = ("web-1", "web-2", "web-3")
 
 
-@pytest.fixture(scope="module", params=["nftables", "iptables"])
+@pytest.fixture(scope="module", params=PROXIES)
 def world(request: pytest.FixtureRequest, tools: Any) -> Iterator[World]:
     yield from service_world(request.param, "svc", tools)
 
