@@ -319,7 +319,18 @@ def _sctp(packet: Packet) -> bytes:
     return head[:8] + struct.pack("<I", crc32c(head + chunk)) + chunk
 
 
-_BODIES = {TCP: _tcp, UDP: _udp, SCTP: _sctp}
+def _icmp(packet: Packet) -> bytes:
+    """An echo request; its identifier is the source port."""
+    head = struct.pack("!BBHHH", 8, 0, 0, packet.sport, 1)
+    return head[:2] + struct.pack("!H", checksum(head)) + head[4:]
+
+
+def _icmpv6(packet: Packet) -> bytes:
+    head = struct.pack("!BBHHH", 128, 0, 0, packet.sport, 1)
+    return head[:2] + struct.pack("!H", checksum(_pseudo(packet, 8) + head)) + head[4:]
+
+
+_BODIES = {TCP: _tcp, UDP: _udp, SCTP: _sctp, 1: _icmp, 58: _icmpv6}
 
 
 def _table() -> list[int]:
