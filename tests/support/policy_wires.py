@@ -16,19 +16,19 @@ import os
 import select
 import socket
 import struct
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Iterable, Iterator, Sequence
 from ipaddress import ip_address, ip_interface, ip_network
 from pathlib import Path
 
 from policy_node_worlds import KEYS, addresses_of
 from service_injector import frame
 
-from podwire.kernel import netns, sysctl
+from podwire.kernel import netns, requests, sysctl
 from podwire.kernel.conntrack import Conntrack
 from podwire.kernel.requests import (
     Add,
     AddLink,
-    Address,
     Bridge,
     Neighbour,
     Request,
@@ -38,13 +38,14 @@ from podwire.kernel.requests import (
 )
 from podwire.kernel.rtnl import Rtnl
 from podwire.policy.evaluate import Flow
+from podwire.policy.model import Address
 from podwire.services.evaluate import Packet
 
 LOCAL = [key for key in KEYS if key.name in "ab"]
 BRIDGE = "cbr0"
 BRIDGE_NF = "net/bridge/bridge-nf-call-iptables"
 _NODE_MAC = "02:00:00:00:00:01"
-_LAST = ip_address("192.0.2.1")
+_LAST, _OUTSIDER = ip_address("192.0.2.1"), ip_address("203.0.113.1")
 _NEXT_HOP = {4: ip_address("172.30.0.254"), 6: ip_address("fd00:30::fe")}
 _UPLINK, _END = 0x40, 0x41
 _EVERYTHING = {4: ip_network("0.0.0.0/0"), 6: ip_network("::/0")}
@@ -54,6 +55,7 @@ _ALL = 3  # ETH_P_ALL
 _OUTGOING = 4  # PACKET_OUTGOING
 _SO_RCVBUFFORCE = 33
 _PATIENCE_S = 5.0
+_AGAIN_S = 0.05
 
 
 def _mac(number: int) -> str:
@@ -83,6 +85,7 @@ class Wires:
         self._socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, 1 << 26)
         self._conntrack = Conntrack()
         self._stack.callback(self._conntrack.close)
+        self._introduce()
 
     def __enter__(self) -> Wires:
         return self
@@ -141,10 +144,30 @@ class Wires:
             AddLink(name=BRIDGE, kind=Bridge(), mac=_NODE_MAC),
             SetLink(device=BRIDGE, link_local=False),
             SetLink(device=BRIDGE, up=True),
-            *(Add(Address(BRIDGE, gateway)) for gateway in gateways),
+            *(Add(requests.Address(BRIDGE, gateway)) for gateway in gateways),
         ]
 
     # --- packets ----------------------------------------------------------------------------------
+
+    def _introduce(self) -> None:
+        """Everybody is heard once. A bridge floods what is for a pod it has not heard, and the
+        forward hook sees, and counts, one packet at each of its ports.
+
+        A device drops what it is given before the kernel has seen that its other end is up, so all
+        is said again until it was heard.
+        """
+        everybody = [*(addresses_of(key)[0] for key in LOCAL), _OUTSIDER]
+        silent = dict(enumerate(everybody, 1))
+        until = time.monotonic() + _PATIENCE_S
+        while silent:
+            assert time.monotonic() < until, "the node forwards nothing"
+            for number, source in silent.items():
+                self._put_last(source, number)
+            for number, link in self._arrivals(_AGAIN_S):
+                if link == "last":
+                    silent.pop(number, None)
+                if not silent:
+                    break
 
     def send(self, flows: Sequence[Flow]) -> list[bool]:
         """Whether the first packet of each came out where it should. At most 40,000 at once."""
@@ -174,7 +197,7 @@ class Wires:
             target = self._macs[destination]
         self._put(self._links.get(source, "eth0"), target, origin, frame(packet))
 
-    def _node_mac(self, source: object) -> str:
+    def _node_mac(self, source: Address) -> str:
         """Of the node's end: pods on the bridge know the bridge."""
         if not self.bridged or source in self._macs:
             return _NODE_MAC
@@ -183,23 +206,31 @@ class Wires:
     def _put(self, link: str, target: str, origin: str, data: bytes) -> None:
         self._socket.sendto(_bytes(target) + _bytes(origin) + data[12:], (link, 0))
 
+    def _put_last(self, source: Address, number: int) -> None:
+        packet = Packet(source.packed, _LAST.packed, 17, 9, number, from_node=False)
+        origin = self._macs.get(source, _mac(_UPLINK))
+        self._put(self._links.get(source, "eth0"), self._node_mac(source), origin, frame(packet))
+
     def _read(self, last: int) -> dict[int, str]:
         """Where packets came out, by their numbers, until the one that is sent last is there."""
-        source = ip_address("203.0.113.1").packed
-        packet = Packet(source, _LAST.packed, 17, 9, last, from_node=False)
-        self._put("eth0", self._node_mac(None), _mac(_UPLINK), frame(packet))
+        self._put_last(_OUTSIDER, last)
         came: dict[int, str] = {}
-        while select.select([self._socket], [], [], _PATIENCE_S)[0]:
+        for number, link in self._arrivals(_PATIENCE_S):
+            if link == "last" and number == last:
+                return came
+            came[number] = link
+        raise AssertionError("the node forwards nothing")
+
+    def _arrivals(self, patience_s: float) -> Iterator[tuple[int, str]]:
+        """(number, link) of what comes out where it was meant to, until nothing comes any more."""
+        while select.select([self._socket], [], [], patience_s)[0]:
             data, (link, _, kind, *_rest) = self._socket.recvfrom(256)
-            # Frames that a bridge floods, as it has not heard of a pod yet, come to others too.
+            # What a pod sent, or a bridge told all its ports (the kernel's own multicast).
             if kind == _OUTGOING or data[:6] != _bytes(_mac(_far_end(link))):
                 continue
             number = _number(data[14:])
-            if link == "last" and number == last:
-                return came
             if number is not None:
-                came[number] = link
-        raise AssertionError("the node forwards nothing")
+                yield number, link
 
 
 def _far_end(link: str) -> int:
