@@ -263,6 +263,7 @@ class RowTable:
         self._by_number: dict[Number, Outcome] = {}
         self._outcome_numbers = Numbers(1, _MAX_ROW, "outcomes")
         self._users: dict[Number, int] = {}
+        self._idle: set[Number] = set()
         self._rows_of: Counter[Number] = Counter()
         self._fresh_rows: list[Number] = []
         self._fresh_outcomes: list[Number] = []
@@ -279,6 +280,7 @@ class RowTable:
             number = self._by_content[content] = self._row_numbers.take()
             self._rows[number] = _Shared(content, layers)
             self._users[number] = 0
+            self._idle.add(number)
             for outcome in layers.outcomes():
                 self._rows_of[outcome] += 1
             self._fresh_rows.append(number)
@@ -313,10 +315,13 @@ class RowTable:
     def use(self, row: Number, users: int) -> None:
         """So many more (or less) look-ups lead to the row."""
         self._users[row] += users
+        if self._users[row] <= 0:
+            self._idle.add(row)
 
     def sweep(self) -> tuple[list[tuple[Number, RowElements]], dict[Number, Outcome]]:
         """Forget rows without users, and outcomes no row has: (rows, outcomes) that are gone."""
-        gone = [number for number, users in self._users.items() if users <= 0]
+        gone = sorted(number for number in self._idle if self._users[number] <= 0)
+        self._idle.clear()
         elements = [(number, self.elements(number)) for number in gone]
         dead: dict[Number, Outcome] = {}
         for number in gone:

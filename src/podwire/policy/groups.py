@@ -16,10 +16,11 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from typing import Final, NamedTuple, TypeAlias, TypeVar
+from typing import TypeAlias, TypeVar
 
 from podwire.objects.meta import Key
 from podwire.policy.evaluate import matches_domain
+from podwire.policy.members import NOBODY, Group, Host, HostChange, Kind, KindKey, Node
 from podwire.policy.model import (
     Address,
     DomainPeer,
@@ -33,90 +34,10 @@ from podwire.policy.nftables import MAX_GROUP
 from podwire.policy.numbers import Numbers
 from podwire.policy.peers import Group as GroupKey
 from podwire.policy.peers import Mask, PeerIndex, numbers_of
-from podwire.policy.world import ContainerPort, NodeView, PodView, namespace_labels
+from podwire.policy.world import NodeView, PodView, namespace_labels
 
-NOBODY: Final = GroupKey()
-_KindKey: TypeAlias = tuple[str, tuple[tuple[str, str], ...], tuple[ContainerPort, ...]]
 Range: TypeAlias = tuple[bytes, bytes]
 T = TypeVar("T")
-
-
-class Group:
-    """Those whom the same peers match. `key` is what that means at the moment."""
-
-    __slots__ = ("hosts", "key", "number", "ranges")
-
-    def __init__(self, key: GroupKey, number: int) -> None:
-        self.key = key
-        self.number = number
-        self.hosts: set[Host] = set()
-        self.ranges = 0
-
-    @property
-    def alive(self) -> bool:
-        return bool(self.hosts or self.ranges)
-
-
-class Kind:
-    """Pods that no peer can tell apart but by address."""
-
-    __slots__ = ("hosts", "key", "labels", "mask", "numbers", "pods", "sample")
-
-    def __init__(self, key: _KindKey, sample: PodView) -> None:
-        self.key = key
-        self.sample = sample
-        self.labels = sample.labels
-        self.mask: Mask = 0
-        self.numbers = NOBODY.numbers
-        self.pods = 0
-        self.hosts: set[Host] = set()
-
-
-class _Node:
-    __slots__ = ("hosts", "mask", "view")
-
-    def __init__(self, view: NodeView, mask: Mask) -> None:
-        self.view = view
-        self.mask = mask
-        self.hosts: set[Host] = set()
-
-
-class Host:
-    """One address that is somebody's. `owners` in the order they came; pods go before nodes."""
-
-    __slots__ = ("address", "address_mask", "group", "names", "owners", "packed", "sent")
-
-    def __init__(self, address: Address, address_mask: Mask) -> None:
-        self.address = address
-        self.packed = address.packed
-        self.address_mask = address_mask
-        self.owners: dict[Key | str, Kind | _Node] = {}
-        self.names: set[str] = set()
-        self.group: Group | None = None
-        self.sent: int | None = None
-
-    @property
-    def owner(self) -> Kind | _Node | None:
-        found: Kind | _Node | None = None
-        for owner in self.owners.values():
-            if isinstance(owner, Kind) or not isinstance(found, Kind):
-                found = owner
-        return found
-
-    @property
-    def wanted(self) -> int | None:
-        """The number of its element; none where the networks say the same."""
-        assert self.group is not None
-        if not (self.owners or self.names) or self.group.key == (self.address_mask, ()):
-            return None
-        return self.group.number
-
-
-class HostChange(NamedTuple):
-    version: int
-    address: bytes
-    before: int | None
-    after: int | None
 
 
 class Partition:
@@ -126,11 +47,11 @@ class Partition:
         self.index = PeerIndex()
         self._named: Counter[NamedPort] = Counter()
         self._hosts: dict[bytes, Host] = {}
-        self._kinds: dict[_KindKey, Kind] = {}
+        self._kinds: dict[KindKey, Kind] = {}
         self._by_namespace: defaultdict[str, set[Kind]] = defaultdict(set)
         self._by_label: defaultdict[tuple[str, str], set[Kind]] = defaultdict(set)
         self._pods: dict[Key, tuple[Kind, tuple[Address, ...]]] = {}
-        self._nodes: dict[str, _Node] = {}
+        self._nodes: dict[str, Node] = {}
         self._namespaces: dict[str, Mapping[str, str]] = {}
         self._names: dict[str, tuple[Mask, frozenset[Address]]] = {}
         self.nobody = Group(NOBODY, 0)
@@ -141,6 +62,9 @@ class Partition:
         self._sent_ranges: dict[int, dict[Range, int]] = {4: {}, 6: {}}
         self._fresh: list[Group] = []
         self._merged: list[int] = []
+        self._left: set[Group] = set()
+        """Somebody left them since the last sweep, or nobody has come yet."""
+        self._moved_ranges: set[int] = set()
 
     # --- the world --------------------------------------------------------------------------------
 
@@ -210,7 +134,7 @@ class Partition:
         addresses = view.ips if view else ()
         node = None
         if view is not None:
-            node = self._nodes[name] = _Node(view, self.index.of_node(view.labels))
+            node = self._nodes[name] = Node(view, self.index.of_node(view.labels))
         for address in before.view.ips if before else ():
             if address not in addresses:
                 self._own(address, name, None)
@@ -246,7 +170,7 @@ class Partition:
             self._hosts[host.packed] = host
         return host
 
-    def _own(self, address: Address, key: Key | str, owner: Kind | _Node | None) -> None:
+    def _own(self, address: Address, key: Key | str, owner: Kind | Node | None) -> None:
         host = self._host(address)
         former = host.owner
         if owner is None:
@@ -278,16 +202,22 @@ class Partition:
 
     def _move(self, host: Host, group: Group) -> None:
         if host.group is not None:
-            host.group.hosts.discard(host)
+            self._leave(host)
         host.group = group
         group.hosts.add(host)
         self._dirty.add(host)
+
+    def _leave(self, host: Host) -> None:
+        assert host.group is not None
+        host.group.hosts.discard(host)
+        self._left.add(host.group)
 
     def _group(self, key: GroupKey) -> Group:
         group = self._groups.get(key)
         if group is None:
             group = self._groups[key] = Group(key, self._numbers.take())
             self._fresh.append(group)
+            self._left.add(group)
         return group
 
     def groups(self) -> Iterator[Group]:
@@ -301,7 +231,12 @@ class Partition:
 
     def sweep(self) -> list[int]:
         """Forget groups without members; the numbers of all that are gone."""
-        dead = [group for group in self.groups() if not group.alive]
+        dead = [
+            group
+            for group in self._left
+            if not group.alive and group is not self.nobody and self._groups.get(group.key) is group
+        ]
+        self._left.clear()
         for group in dead:
             del self._groups[group.key]
         numbers = [*self._merged, *(group.number for group in dead)]
@@ -464,6 +399,8 @@ class Partition:
         for version, former in self._ranges.items():
             for _, group in former:
                 group.ranges -= 1
+                self._left.add(group)
+            self._moved_ranges.add(version)
             size = 4 if version == 4 else 16
             self._ranges[version] = [
                 (
@@ -544,14 +481,16 @@ class Partition:
                 changes.append(HostChange(host.address.version, host.packed, host.sent, wanted))
                 host.sent = wanted
             if not host.owners and not host.names:
-                assert host.group is not None
-                host.group.hosts.discard(host)
+                self._leave(host)
                 del self._hosts[host.packed]
         self._dirty.clear()
         return changes
 
     def take_ranges(self, version: int) -> tuple[list[Range], list[tuple[Range, int]]]:
         """Ranges to delete and to add since they were last asked for."""
+        if version not in self._moved_ranges:
+            return [], []
+        self._moved_ranges.discard(version)
         now = {key: group.number for key, group in self._ranges[version]}
         before = self._sent_ranges[version]
         self._sent_ranges[version] = now

@@ -22,7 +22,8 @@ from podwire.kernel.nfpack import DROP, RETURN, Data, Goto, Jump, Verdict, pack_
 from podwire.objects.meta import Key
 from podwire.policy import nftables as nf
 from podwire.policy.classes import Class, ClassKey, Outcome, RowTable, named_ports
-from podwire.policy.groups import NOBODY, Group, Partition
+from podwire.policy.groups import Partition
+from podwire.policy.members import NOBODY, Group
 from podwire.policy.model import (
     DIRECTIONS,
     Address,
