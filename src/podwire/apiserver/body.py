@@ -17,6 +17,8 @@ from podwire.errors import BadRequestError
 from podwire.objects.goyaml import GoLoader
 
 _MAX_NODES = 1_000_000
+# The latter ones are of tags that do not fit their text, as `!!bool x`.
+_YAML_ERRORS = (yaml.YAMLError, ValueError, RecursionError, LookupError, TypeError, AttributeError)
 
 
 def parse_body(body: bytes, content_type: str, *, strict: bool = True) -> tuple[Any, list[str]]:
@@ -115,7 +117,7 @@ def _parse_yaml(body: bytes) -> tuple[Any, list[str]]:
         finally:
             loader.dispose()
         _expanded_size(document, {})
-    except (yaml.YAMLError, ValueError, UnicodeDecodeError, RecursionError) as err:
+    except _YAML_ERRORS as err:
         text = " ".join(str(err).split())
         raise BadRequestError(f"error converting YAML to JSON: yaml: {text}") from err
     if duplicates:

@@ -273,3 +273,9 @@ def test_custom_resources_report_unknown_fields_and_leave_types_to_validation() 
     assert obj["metadata"] == {}
     with pytest.raises(BadRequestError, match="cannot unmarshal number into Go struct field Obj"):
         decode(b'{"metadata": {"name": 1}}', JSON, schema, **ids)
+
+
+@pytest.mark.parametrize("value", ["!!int x", "!!int ''", "!!bool x", "!!timestamp x", "[*a]"])
+def test_yaml_that_says_what_it_is_not_is_a_bad_request(value: str) -> None:
+    with pytest.raises(BadRequestError, match="error converting YAML to JSON: yaml: "):
+        parse_body(f"a: {value}\n".encode(), "application/yaml")
