@@ -28,6 +28,7 @@ from podwire.explain.reading import (
     check_protocol,
     convert,
     name_of,
+    without_nulls,
 )
 from podwire.explain.workloads import TEMPLATES, Gathered, Owner, Talker
 from podwire.objects.core import Namespace, Node, Service
@@ -117,7 +118,7 @@ def read_world(
     permits both. Raises `UsageError`.
     """
     reader = _Reader(namespace, list(warnings))
-    single = list(_without_copies(documents, reader.warnings))
+    single = list(_without_copies(documents, namespace, reader.warnings))
     refuse_duplicates((d for d in single if _is_read(d)), namespace)
     for document in single:
         reader.read(document)
@@ -128,22 +129,48 @@ def _is_read(document: Document) -> bool:
     return document.kind in _GROUPS.get(document.group, ())
 
 
-def _without_copies(documents: Iterable[Document], warnings: list[str]) -> Iterator[Document]:
-    """Folders often repeat a Namespace, word for word: that leaves nothing to chance. A policy that
-    is there twice is a slip all the same, most likely of its name."""
+def _without_copies(
+    documents: Iterable[Document], namespace: str, warnings: list[str]
+) -> Iterator[Document]:
+    """Folders often repeat a Namespace, and two dumps a Pod: where they say the same, nothing is
+    left to chance. A policy that is there twice is a slip all the same, most likely of its name."""
     seen: dict[tuple[str, str], list[Document]] = {}
     for document in documents:
         if not _is_read(document) or document.kind in _POLICIES or not document.name:
             yield document
             continue
         alike = seen.setdefault((document.kind, document.name), [])
-        first = next((other for other in alike if other.obj == document.obj), None)
+        own = _essence(document, namespace)
+        first = next((other for other in alike if _essence(other, namespace) == own), None)
         if first is not None:
-            text = f"is the same, word for word, as in {first.origin}; it counts once"
+            text = f"says the same as in {first.origin}; it counts once"
             warnings.append(f"{document.origin}: {name_of(document)}: {text}")
             continue
         alike.append(document)
         yield document
+
+
+_TOLD: Final = frozenset({"labels", "ownerReferences"})
+_STATUS: Final = frozenset({"phase", "podIP", "podIPs", "addresses"})
+
+
+def _essence(document: Document, namespace: str) -> tuple[object, ...]:
+    """What of an object connections depend on; the rest changes from one dump to the next."""
+    obj = without_nulls(document.obj)
+    metadata = obj.get("metadata") or {}
+    annotations, spec, status = metadata.get("annotations"), obj.get("spec"), obj.get("status")
+    if document.kind == "Namespace":
+        spec = status = None
+    if not isinstance(status, dict):
+        status = {}
+    return (
+        document.group,
+        document.namespace or namespace,
+        {key: metadata[key] for key in _TOLD & metadata.keys()},
+        is_staged(annotations) if isinstance(annotations, dict) else annotations,
+        spec,
+        {key: status[key] for key in _STATUS & status.keys()},
+    )
 
 
 @dataclass
