@@ -292,7 +292,7 @@ def _sources(static: StaticWorld, reach: Reach, text: str) -> list[End]:
         return _outside(reach, "ingress")
     if (address := _address(static, text)) is not None:
         return [address]
-    return _talkers(static, reach.version, text, "default")
+    return _talkers(static, reach, text, "default")
 
 
 def _outside(reach: Reach, direction: Direction) -> list[End]:
@@ -318,7 +318,7 @@ def _address(static: StaticWorld, text: str) -> End | None:
     return End(text, Party(address))
 
 
-def _talkers(static: StaticWorld, version: int, text: str, namespace: str) -> list[End]:
+def _talkers(static: StaticWorld, reach: Reach, text: str, namespace: str) -> list[End]:
     """Pods of the name, or a workload's that are not alike."""
     where, _, name = text.rpartition("/")
     wanted = where or namespace
@@ -338,23 +338,22 @@ def _talkers(static: StaticWorld, version: int, text: str, namespace: str) -> li
         names = sorted({f"{t.owner.namespace}/{t.owner.name}" for t in static.talkers})
         listed = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
         raise NotFoundError(f"pod or workload {wanted}/{name} not found; there are {listed}")
-    return [_end(static, version, talker) for talker in _unlike(found)]
+    return [_end(static, reach, talker) for talker in _unlike(reach, found)]
 
 
-def _unlike(talkers: Sequence[Talker]) -> list[Talker]:
-    """One of each kind of pod: replicas have the same labels, ports, and no address that counts."""
+def _unlike(reach: Reach, talkers: Sequence[Talker]) -> list[Talker]:
+    """Of each workload one of each kind of pod: of those that no policy tells apart."""
     seen: dict[object, Talker] = {}
     for talker in talkers:
-        view = talker.view
-        looks = frozenset(view.labels.items()), view.ports, view.host_network, view.ips
-        seen.setdefault((talker.owner, looks), talker)
+        key = talker.view.key
+        seen.setdefault((talker.owner, reach.group_of.get(key, key), talker.view.ports), talker)
     return list(seen.values())
 
 
-def _end(static: StaticWorld, version: int, talker: Talker) -> End:
+def _end(static: StaticWorld, reach: Reach, talker: Talker) -> End:
     """Known by its address of the family, where it has one."""
     view = talker.view
-    address = next((ip for ip in view.ips if ip.version == version), None)
+    address = next((ip for ip in view.ips if ip.version == reach.version), None)
     node = static.world.nodes.get(view.node) if view.host_network else None
     return End(str(talker), Party(address, view, node), talker)
 
@@ -363,7 +362,7 @@ def _destinations(
     static: StaticWorld, reach: Reach, text: str, protocol: str | None, namespace: str
 ) -> Iterator[_Asked]:
     if text.startswith(("svc/", "service/")):
-        yield from _service(static, reach.version, text, protocol, namespace)
+        yield from _service(static, reach, text, protocol, namespace)
         return
     host, _, port = text.rpartition(":")
     number = PROTOCOLS[(protocol or "tcp").upper()]
@@ -376,7 +375,7 @@ def _destinations(
     if known is not None and known.talker is None:
         yield _Asked(known, number, int(port))
         return
-    for end in _talkers(static, reach.version, host, namespace) if known is None else [known]:
+    for end in _talkers(static, reach, host, namespace) if known is None else [known]:
         protocol_ = number if protocol else _declared(end, int(port)) or number
         yield _Asked(end, protocol_, int(port), "", _leading(static, end, protocol_, int(port)))
 
@@ -389,7 +388,7 @@ def _declared(end: End, port: int) -> int | None:
 
 
 def _service(
-    static: StaticWorld, version: int, text: str, protocol: str | None, namespace: str
+    static: StaticWorld, reach: Reach, text: str, protocol: str | None, namespace: str
 ) -> Iterator[_Asked]:
     where, _, port = text.partition("/")[2].partition(":")
     place, _, name = where.rpartition("/")
@@ -400,12 +399,12 @@ def _service(
     chosen = [talker for talker in static.talkers if selected_by(service, talker.view)]
     if not chosen:
         raise NotFoundError(f"service {key}: its selector matches no pod, so it leads nowhere")
-    yield from _endpoints(static, version, service, chosen, port, protocol)
+    yield from _endpoints(static, reach, service, chosen, port, protocol)
 
 
 def _endpoints(
     static: StaticWorld,
-    version: int,
+    reach: Reach,
     service: Service,
     chosen: Sequence[Talker],
     port: str,
@@ -427,8 +426,8 @@ def _endpoints(
             f"service {service.key}: targetPort {first.target_port} of port {first.port} is a name "
             "that no pod behind it has, so it leads nowhere"
         )
-    for talker in _unlike(chosen):
-        end = _end(static, version, talker)
+    for talker in _unlike(reach, chosen):
+        end = _end(static, reach, talker)
         for span in target_ports(service, entry, talker.view):
             via = f"Service {service.key} port {first.port} leads to {span.first}"
             leading = (ServicePort(str(service.key), span.protocol, first.port),)

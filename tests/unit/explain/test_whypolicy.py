@@ -216,7 +216,6 @@ def test_replicas_that_are_treated_alike_are_told_once() -> None:
     assert {each.source: each.allowed for each in found_} == {
         "shop/a-0[Pod]": False,
         "shop/a-1[Pod]": True,
-        "shop/a-2[Pod]": False,
     }
 
 
