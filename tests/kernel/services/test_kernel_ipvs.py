@@ -1,7 +1,7 @@
 """Services through IPVS, with real packets: the rows every back end is held to, and IPVS's own.
 
 This needs a kernel with ip_vs and the program ipvsadm: `./test --all` runs it in QEMU
-(tests/vm/test_vm_ipvs.py), anywhere else it is skipped.
+(tests/vm/test_vm.py), anywhere else it is skipped.
 """
 
 from __future__ import annotations
