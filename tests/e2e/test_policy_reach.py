@@ -67,6 +67,7 @@ def test_live_and_static_agree_pair_by_pair(network: str, shared: Path, tools: A
             (a, b) for a, b in CALLS if b != "frontend"
         }
         _check_why(tools, name)
+        _check_dump(tools, name)
     finally:
         tools.podwire("down", name, check=False)
 
@@ -83,3 +84,13 @@ def _check_why(tools: Any, name: str) -> None:
         found = json.loads(done.stdout)
         assert (found.get("allowed", False), found["agreement"]) == (allowed, "agrees"), found
         assert words in found["summary"]
+
+
+def _check_dump(tools: Any, name: str) -> None:
+    """What kubectl prints of a cluster says the same as its API."""
+    kinds = "ns,nodes,deploy,sts,ds,rs,pods,svc,netpol"
+    dump = tools.podwire("kubectl", "--lab", name, "get", kinds, "-A", "-o", "json").stdout
+    for words in (("policy", "coverage"), ("policy", "exposure"), ("reach", "--static")):
+        form = "connlist" if words[0] == "reach" else "json"
+        live = tools.podwire(*words, "--lab", name, "-o", form).stdout
+        assert tools.podwire(*words, "-f", "-", "-o", form, input=dump).stdout == live

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from podwire.cli.output import output_option, print_structured, print_table
+from podwire.cli.output import lab_option, output_option, print_structured, print_table
 from podwire.cli.policyflows import flows, observe
 from podwire.cli.policyrecommend import recommend
 from podwire.cli.policystage import promote, read_log, stage, staged
@@ -15,7 +15,8 @@ from podwire.cli.static import (
     Choices,
     left_out,
     reach_files,
-    read_files,
+    reach_world,
+    read_source,
     semantics_options,
     warn,
 )
@@ -27,16 +28,23 @@ from podwire.explain.render.svg import draw_svg
 from podwire.policy.coverage import Coverage
 
 _FILES = click.option(
-    "-f", "--filename", "files", multiple=True, required=True, metavar="PATH", help="Manifests."
+    "-f",
+    "--filename",
+    "files",
+    multiple=True,
+    metavar="PATH",
+    help="Manifests, - for stdin (default: what the lab's API says).",
 )
 _PICTURES = {"mermaid": draw_mermaid, "dot": draw_dot, "svg": draw_svg}
 
 
 @click.group()
 def policy() -> None:
-    """Compare, measure, check and recommend policies from manifests; try them before they block.
+    """Compare, measure, check and recommend policies; try them before they block.
 
-    Only `stage`, `promote`, `flows` and `observe` need a lab; nothing needs root.
+    From manifests, or from the API of a running lab. Of any other cluster: `kubectl get
+    ns,nodes,deploy,sts,ds,rs,pods,svc,netpol -A -o json | podwire policy lint -f -`. Nothing needs
+    root.
     """
 
 
@@ -60,7 +68,7 @@ for _command in (flows, observe, promote, recommend, stage, staged):
 def diff(
     old: str, new: str, output: str, exit_code: bool, flows: str | None, **options: Any
 ) -> None:
-    """Tell which connections change from the manifests OLD to NEW (files or folders).
+    """Tell which connections change from the manifests OLD to NEW (files, folders, - for stdin).
 
     With a flow log also how many observed flows each change would newly deny or allow.
     """
@@ -111,10 +119,12 @@ def _print_flows(flows: FlowsTold) -> None:
 @policy.command()
 @_FILES
 @semantics_options
+@lab_option
 @output_option
-def coverage(files: tuple[str, ...], output: str, **options: Any) -> None:
+def coverage(files: tuple[str, ...], lab: str | None, output: str, **options: Any) -> None:
     """Tell how many pods are isolated per direction, and what is open to whom."""
-    found = policytools.cover(reach_files(files, Choices(**options)))
+    choices = Choices(**options)
+    found = policytools.cover(reach_world(read_source(files, lab, choices), choices))
     if not print_structured(found, output):
         _print_coverage(found)
 
@@ -154,11 +164,14 @@ def _share(part: int, whole: int) -> str:
 @_FILES
 @click.option("--exit-code", is_flag=True, help="Exit with 1 for errors and warnings.")
 @semantics_options
+@lab_option
 @output_option
-def lint_(files: tuple[str, ...], output: str, exit_code: bool, **options: Any) -> None:
+def lint_(
+    files: tuple[str, ...], lab: str | None, output: str, exit_code: bool, **options: Any
+) -> None:
     """Tell what is likely wrong: shadowed, redundant and dangling rules, ties, lost DNS, ..."""
     choices = Choices(**options)
-    static = read_files(files, choices)
+    static = read_source(files, lab, choices)
     warn(left_out(static, choices.version))
     found = policytools.lint_world(static, choices.semantics, choices.version)
     if not print_structured(found, output):
@@ -183,15 +196,18 @@ def _print_findings(found: Sequence[FindingTold]) -> None:
 @_FILES
 @click.option("--labels", metavar="K=V,...", help="Of the pod (default: all selectors of rules).")
 @semantics_options
+@lab_option
 @output_option
-def exposure(files: tuple[str, ...], labels: str | None, output: str, **options: Any) -> None:
+def exposure(
+    files: tuple[str, ...], labels: str | None, lab: str | None, output: str, **options: Any
+) -> None:
     """Tell what pods that do not exist yet could reach, and who could reach them.
 
     With --labels a pod with these labels, in the namespace of -n; else one for each selector that
     rules name, and one that none of them means.
     """
     choices = Choices(**options)
-    static = read_files(files, choices)
+    static = read_source(files, lab, choices)
     warn(left_out(static, choices.version))
     if labels is None:
         found = policytools.expose(static, choices.semantics, choices.version)

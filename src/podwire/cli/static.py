@@ -93,8 +93,26 @@ def read_files(files: Sequence[str], choices: Choices) -> StaticWorld:
     return static
 
 
+def read_source(files: Sequence[str], lab: str | None, choices: Choices) -> StaticWorld:
+    """Manifests where there are some, else what a running lab's API says."""
+    if files:
+        return read_files(files, choices)
+    # Computing from manifests works where labs do not.
+    from podwire.explain.staticlive import read_static
+    from podwire.lab import Lab, launch
+
+    name = launch.choose(lab)
+    launch.require_running(name)
+    _, static = Lab(name).call(read_static)
+    warn(static.warnings)
+    return static
+
+
 def reach_files(files: Sequence[str], choices: Choices) -> StaticReach:
-    static = read_files(files, choices)
+    return reach_world(read_files(files, choices), choices)
+
+
+def reach_world(static: StaticWorld, choices: Choices) -> StaticReach:
     warn(other_family(static.policies, choices.version))
     found = StaticReach(static, choices.semantics, choices.version)
     warn(left_out(static, choices.version))

@@ -7,13 +7,19 @@ DST: svc/[NS/]NAME[:PORT], ADDRESS[:PORT], node/NAME:PORT, [NS/]POD[:PORT]
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from ipaddress import ip_address, ip_network
 from typing import Final, Literal
 
 from podwire.errors import NotFoundError, UsageError
-from podwire.explain.endpoints import Endpoint, Snapshot, declared_ports, list_endpoints
+from podwire.explain.endpoints import (
+    OUTSIDE_NAME,
+    Endpoint,
+    Snapshot,
+    declared_ports,
+    list_endpoints,
+)
 from podwire.explain.selectors import select
 from podwire.explain.staticworld import StaticWorld
 from podwire.objects.core import Node, Pod, Service, ServicePort
@@ -168,24 +174,32 @@ def _service(world: World, source: Endpoint, text: str, protocol: Protocol | Non
             f"service {key}: is headless: its name leads to the pods themselves; ask for a pod"
         )
     port = _service_port(service, wanted, protocol)
-    versions = _versions(source)
-    address = (
-        next(
-            (
-                found
-                for found in map(ip_address, spec.cluster_ips or [spec.cluster_ip])
-                if found.version in versions
-            ),
-            None,
-        )
-        if spec.cluster_ip
-        else None
-    )
-    if address is None:
-        raise Unanswerable(f"service {key}: has no cluster IP of a family {source.key} has")
-    how = f"{name}.{key.namespace}.svc is the cluster IP {address}"
+    address, how = _service_address(service, source, port)
     word = _protocol(port.protocol.lower())
     return Destination(text, address, port.port, word, how, service=key)
+
+
+def _service_address(service: Service, source: Endpoint, port: ServicePort) -> tuple[Address, str]:
+    """The one the source would use, and why that one."""
+    spec, key = service.spec, service.key
+    versions = _versions(source)
+
+    def first(addresses: Iterable[str]) -> Address | None:
+        fitting = (found for found in map(ip_address, addresses) if found.version in versions)
+        return next(fitting, None)
+
+    if source.key == OUTSIDE_NAME:
+        given = first(i.ip for i in service.status.load_balancer.ingress if i.ip)
+        if given is not None:
+            return given, f"service {key} has the load balancer address {given}"
+        ports = f"node/NAME:{port.node_port}" if port.node_port else "none: it has no node port"
+        raise Unanswerable(
+            f"service {key}: its cluster IP is for pods and nodes; from outside ask for {ports}"
+        )
+    address = first(filter(None, spec.cluster_ips or [spec.cluster_ip]))
+    if address is None:
+        raise Unanswerable(f"service {key}: has no cluster IP of a family {source.key} has")
+    return address, f"{key.name}.{key.namespace}.svc is the cluster IP {address}"
 
 
 def _service_port(service: Service, wanted: str, protocol: Protocol | None) -> ServicePort:

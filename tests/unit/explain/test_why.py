@@ -182,6 +182,24 @@ def test_outside_comes_in_at_the_node_it_names() -> None:
     assert "a node port of service ns1/web on node node-2" in text_of(found, "name")
 
 
+def test_outside_uses_what_is_for_the_outside() -> None:
+    balanced = make_service(
+        selector={"app": "web"},
+        type="LoadBalancer",
+        ports=[{"name": "http", "port": 80, "nodePort": 30080}],
+        ingress=[{"ip": "172.30.0.200"}],
+    )
+    found = ask(world(balanced, E1), source="outside", to="svc/ns1/web")
+    assert "has the load balancer address 172.30.0.200" in text_of(found, "name")
+    pending = make_service(
+        selector={"app": "web"}, type="NodePort", ports=[{"port": 80, "nodePort": 30080}]
+    )
+    with pytest.raises(UsageError, match="from outside ask for node/NAME:30080"):
+        ask(world(pending, E1), source="outside", to="svc/ns1/web")
+    with pytest.raises(UsageError, match="none: it has no node port"):
+        ask(world(WEB, E1), source="outside", to="svc/ns1/web")
+
+
 def test_affinity_weights_and_hints_are_told() -> None:
     service = make_service(selector={"app": "web"}, sessionAffinity="ClientIP")
     found = ask(world(service, E1, E2, weights={"10.244.1.2": 3}))
