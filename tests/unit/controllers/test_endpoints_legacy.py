@@ -273,6 +273,16 @@ def test_changes_are_updates_of_the_same_slice() -> None:
     assert mirrored(endpoints(), have) == []
 
 
+def test_endpoints_made_again_have_slices_of_their_own() -> None:
+    """The garbage collector takes those of the former Endpoints, whatever they hold by then."""
+    have = mirrored(endpoints({"addresses": addresses("10.0.0.1"), **PG}))
+    again = endpoints({"addresses": addresses("10.0.0.1"), **PG}, uid="e2")
+    done = mirror.plan_mirror(again, have)
+    assert (len(done.creates), done.updates, done.deletes) == (1, [], have)
+    (piece,) = mirrored(again, have)
+    assert [ref.uid for ref in piece.metadata.owner_references] == ["e2"]
+
+
 def test_two_subsets_with_the_same_ports_are_one_slice() -> None:
     one = endpoints(
         {"addresses": addresses("10.0.0.1"), **PG}, {"addresses": addresses("10.0.0.2"), **PG}

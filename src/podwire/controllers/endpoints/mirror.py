@@ -19,6 +19,7 @@ from podwire.controllers.endpoints.slices import (
     Saying,
     SlicePlan,
     controller_reference,
+    is_owned,
     name_prefix,
     same_content,
 )
@@ -59,7 +60,12 @@ def plan_mirror(endpoints: Endpoints, existing: Iterable[EndpointSlice]) -> Slic
     groups = _groups(endpoints, plan.says)
     found: dict[tuple[str, PortKey], list[EndpointSlice]] = {}
     for piece in sorted(existing, key=lambda piece: piece.metadata.name):
-        if not piece.deleting:
+        if piece.deleting:
+            continue
+        if not is_owned(piece, endpoints.metadata.uid):
+            # Of earlier Endpoints of this name: the garbage collector's, so do not reuse it.
+            plan.deletes.append(piece)
+        else:
             found.setdefault((piece.address_type, port_key(piece.ports)), []).append(piece)
     fresh: list[_Group] = []
     for key, group in groups.items():
