@@ -22,6 +22,8 @@ from podwire.services.model import PROTOCOLS, CompiledService, Frontend, Fronten
 
 _LOG = logging.getLogger(__name__)
 _CLEAN_DELAY_S = 0.01
+# A look at a large table takes long: it may have this share of the time.
+_CLEAN_SHARE = 0.2
 _RETRY_S = 1.0
 # What the kernel goes on refusing is tried ever more rarely: each time everything is compared.
 _REFUSED_RETRY_MAX_S = 60.0
@@ -184,6 +186,7 @@ class FlowWatch:
         self._domain = domain
         self._gone: list[FrontendKey] = []
         self._timer: asyncio.TimerHandle | None = None
+        self._not_before = 0.0
 
     def note(self, before: Portion, after: Portion) -> None:
         """UDP of these owners may now lead elsewhere."""
@@ -194,7 +197,9 @@ class FlowWatch:
             changed = changed or old != new
             self._gone += old.keys() - new.keys()
         if changed and self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(_CLEAN_DELAY_S, self.clean)
+            loop = asyncio.get_running_loop()
+            when = max(loop.time() + _CLEAN_DELAY_S, self._not_before)
+            self._timer = loop.call_at(when, self.clean)
 
     def clean(self, former: frozenset[FrontendKey] = frozenset()) -> None:
         """Look now. `former`: what there was before this agent; TCP notices by itself."""
@@ -203,13 +208,18 @@ class FlowWatch:
             self._timer = None
         gone, self._gone = self._gone, []
         gone += [key for key in former if key.protocol == PROTOCOLS["UDP"]]
+        loop = asyncio.get_running_loop()
+        began = loop.time()
         try:
             for stale in self.cleaner.clean(self._domain(), gone):
                 _LOG.info("services: flow deleted (%s): %s", stale.reason, stale.flow)
         except KernelError as error:
             _LOG.warning("services: conntrack not cleaned: %s; trying again", error)
             self._gone = gone
-            self._timer = asyncio.get_running_loop().call_later(_RETRY_S, self.clean)
+            self._timer = loop.call_later(_RETRY_S, self.clean)
+        # After 1 ms nothing waits longer than anyway; after 1 s the next look is 4 s on.
+        ended = loop.time()
+        self._not_before = ended + (ended - began) * (1 / _CLEAN_SHARE - 1)
 
 
 def _udp_frontends(programmed: Programmed | None) -> dict[FrontendKey, Frontend]:

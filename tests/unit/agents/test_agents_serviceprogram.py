@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
+from typing import Any
 
 from service_worlds import compiled, make_service, make_slice
-from virtual_time import run
+from virtual_time import VirtualLoop, run
 
 from podwire.agents.servicekernel import Ranges
-from podwire.agents.serviceprogram import Programmed, ServiceProgram
+from podwire.agents.serviceprogram import FlowWatch, Programmed, ServiceProgram
 from podwire.errors import KernelError
 from podwire.objects.meta import Key
 from podwire.services.claims import Claims, Owner, Rank
+from podwire.services.evaluate import Domain
+from podwire.services.flows import Stale
 from podwire.services.model import FrontendKey
 
 WEB, OTHER = (Owner("Service", Key("ns1", name)) for name in ("web", "other"))
@@ -146,5 +150,38 @@ def test_one_refused_service_costs_the_others_nothing() -> None:
         assert room.claims.owners == [OTHER]
         assert room.program.programmed[WEB].error
         assert not room.program.programmed[OTHER].error
+
+    run(body())
+
+
+class Slow:
+    """Looks at a conntrack table that takes a second to read."""
+
+    def __init__(self) -> None:
+        self.looks: list[float] = []
+
+    def clean(self, domain: Domain, gone: Sequence[FrontendKey] = ()) -> list[Stale]:
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, VirtualLoop)
+        self.looks.append(loop.time())
+        loop.selector.now += 1.0
+        return []
+
+
+def test_looks_at_a_large_table_leave_the_loop_its_time() -> None:
+    async def body() -> None:
+        slow: Any = Slow()
+        watch = FlowWatch(slow, Domain)
+        port = {"name": "dns", "port": 53, "protocol": "UDP"}
+        one = Programmed(1, compiled(make_service(ports=[port])))
+        watch.note({WEB: None}, {WEB: one})
+        await asyncio.sleep(0.5)
+        for _ in range(80):
+            watch.note({WEB: one}, {WEB: None})
+            watch.note({WEB: None}, {WEB: one})
+            await asyncio.sleep(0.1)
+        assert len(slow.looks) in (2, 3)
+        # The first is never put off.
+        assert slow.looks[0] < 0.02
 
     run(body())
