@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from podwire.objects.core import Container, Pod, Probe, Service, ServicePort
 from podwire.objects.discovery import Endpoint, EndpointSlice
+from podwire.services.hostports import container_ports
 
 _SHOWN = 3
 
@@ -166,13 +167,10 @@ def _unresolved(port: ServicePort, pods: Sequence[Pod]) -> list[str]:
         return []
     name = port.target_port
     for pod in pods:
-        ports = [p for c in pod.spec.containers for p in c.ports]
-        if any(p.name == name and p.protocol == port.protocol for p in ports):
+        if any(p.name == name and p.protocol == port.protocol for p in container_ports(pod)):
             return []
     there = ", ".join(
-        f"{p.name or 'unnamed'} {p.container_port}/{p.protocol}"
-        for c in pods[0].spec.containers
-        for p in c.ports
+        f"{p.name or 'unnamed'} {p.container_port}/{p.protocol}" for p in container_ports(pods[0])
     )
     return [
         (

@@ -503,6 +503,15 @@ def test_many_unready_pods_are_cut_short() -> None:
     assert found[-1] == "and 3 more pods"
 
 
+def test_a_port_of_a_sidecar_is_a_name_too() -> None:
+    """KEP-753: the slices are behind, the name is right."""
+    ports = [{"name": "http", "containerPort": 8080}]
+    sidecar = {"name": "s", "restartPolicy": "Always", "ports": ports}
+    given = pod("w", ports=(), initContainers=[sidecar])
+    (reason,) = why_no_endpoints(WEB, WEB.spec.ports[0], [], [given])
+    assert "not in the EndpointSlices" in reason
+
+
 # --- model and packet ---------------------------------------------------------------------------
 
 ALLOWED = ask(world(WEB, E1, E2))
