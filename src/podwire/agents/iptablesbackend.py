@@ -118,6 +118,12 @@ class IptablesBackend:
         if self._timer is None:
             return [str(found) for found in self._monitor.read() if _concerns_us(found)]
         self._timer.read()
+        try:
+            return self._look()
+        except KernelError as error:
+            return [str(error)]
+
+    def _look(self) -> list[str]:
         return [
             f"table {table} (IPv{family}): {len(lost)} chains are not as they were left"
             for family in self._families
