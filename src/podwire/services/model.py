@@ -176,7 +176,10 @@ def compile_service(
             continue
         candidates = list_candidates(slices, version, node.name, unusable)
         for port in service.spec.ports:
-            _compile_port(building, port, ip, version, candidates, weights)
+            if port.protocol in PROTOCOLS:
+                _compile_port(building, port, ip, version, candidates, weights)
+            else:
+                building.problems.append(f"port {port.name or port.port}: protocol {port.protocol}")
     building.problems += unusable.reasons
     number = service.spec.health_check_node_port
     health = HealthCheck(number, max(map(len, building.local_ready.values()))) if number else None
@@ -195,20 +198,14 @@ def _compile_port(
 ) -> None:
     service, node = building.service, building.node
     spec = service.spec
-    protocol = PROTOCOLS.get(port.protocol)
-    if protocol is None:
-        building.problems.append(f"port {port.name or port.port}: protocol {port.protocol}")
-        return
+    protocol = PROTOCOLS[port.protocol]
     external = _external_frontends(building, port, protocol, version)
     internal_local = spec.internal_traffic_policy == "Local"
     external_local = bool(external) and spec.external_traffic_policy == "Local"
-    chosen = choose(
-        candidates.get((port.name, port.protocol), ()),
-        node=node.name,
-        zone=node.zone,
-        cluster=not internal_local or bool(external),
-        local=internal_local or external_local or bool(spec.health_check_node_port),
-    )
+    found = candidates.get((port.name, port.protocol), ())
+    cluster = not internal_local or bool(external)
+    local = internal_local or external_local or bool(spec.health_check_node_port)
+    chosen = choose(found, node=node.name, zone=node.zone, cluster=cluster, local=local)
     building.local_ready[version] |= chosen.local_ready
     affinity = _affinity_s(service)
     balancing = _balancing(building)
