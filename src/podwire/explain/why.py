@@ -24,7 +24,7 @@ from podwire.explain.whyendpoints import (
     why_not_ready,
 )
 from podwire.explain.whyenforced import judge_targets
-from podwire.explain.whyworld import Destination, World
+from podwire.explain.whyworld import Destination, World, is_among
 from podwire.objects.core import Service, ServicePort
 from podwire.objects.meta import View
 from podwire.services import iptplan
@@ -195,9 +195,9 @@ def compile_claims(world: World, node: str, to: Destination) -> Claims:
 def _wants(service: Service, address: str, at_node: bool) -> bool:
     spec = service.spec
     return (
-        address in (spec.cluster_ips or [spec.cluster_ip])
-        or address in spec.external_ips
-        or any(i.ip == address for i in service.status.load_balancer.ingress)
+        is_among(address, spec.cluster_ips or [spec.cluster_ip])
+        or is_among(address, spec.external_ips)
+        or is_among(address, (i.ip for i in service.status.load_balancer.ingress))
         or (at_node and spec.type in ("NodePort", "LoadBalancer"))
     )
 

@@ -6,6 +6,7 @@ DST: svc/[NS/]NAME[:PORT], ADDRESS[:PORT], node/NAME:PORT, [NS/]POD[:PORT]
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -256,17 +257,25 @@ def _protocol_at(world: World, owner: Key | None, port: int) -> Protocol:
     return "tcp"
 
 
+def is_among(address: str, texts: Iterable[str]) -> bool:
+    """Whether the address, in its usual form, is one of those the API has, in whatever form."""
+    for text in texts:
+        with contextlib.suppress(ValueError):
+            if text == address or str(ip_address(text)) == address:
+                return True
+    return False
+
+
 def _owner_of(world: World, address: str, port: int) -> tuple[Key | None, str]:
     """The Service people mean by the address; which one has it, the claims decide."""
     for service in sorted(world.services, key=lambda s: s.metadata.creation_timestamp or ""):
         spec = service.spec
-        if address in (spec.cluster_ips or [spec.cluster_ip]):
+        if is_among(address, spec.cluster_ips or [spec.cluster_ip]):
             return service.key, f"the cluster IP of service {service.key}"
-        if any(i.ip == address for i in service.status.load_balancer.ingress) and any(
-            p.port == port for p in spec.ports
-        ):
+        balanced = (i.ip for i in service.status.load_balancer.ingress)
+        if is_among(address, balanced) and any(p.port == port for p in spec.ports):
             return service.key, f"the load balancer address of service {service.key}"
-        if address in spec.external_ips and any(p.port == port for p in spec.ports):
+        if is_among(address, spec.external_ips) and any(p.port == port for p in spec.ports):
             return service.key, f"an external IP of service {service.key}"
     if any(address in node.internal_ips for node in world.nodes):
         name = next(n.metadata.name for n in world.nodes if address in n.internal_ips)

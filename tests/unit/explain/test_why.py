@@ -14,7 +14,7 @@ from podwire.explain.endpoints import Snapshot
 from podwire.explain.policyfiles import read_policy
 from podwire.explain.probes.wire import Probe
 from podwire.explain.staticlive import make_static
-from podwire.explain.why import Explanation, Step, explain
+from podwire.explain.why import Explanation, Step, compile_claims, explain
 from podwire.explain.whyendpoints import why_no_endpoints, why_not_ready
 from podwire.explain.whylive import Live, choosing_rules, first_packet, judge
 from podwire.explain.whyworld import Unanswerable, World, find_destination, find_source
@@ -22,6 +22,7 @@ from podwire.kernel.nftrace import TraceHit
 from podwire.objects.core import Node, Pod, Service
 from podwire.objects.discovery import EndpointSlice
 from podwire.objects.documents import Document
+from podwire.services.claims import Owner
 from podwire.services.report import NodeReport, ServiceReport
 
 CIDRS = {"service_cidrs": ("10.96.0.0/16",), "cluster_cidrs": ("10.244.0.0/16",)}
@@ -132,6 +133,22 @@ def text_of(found: Explanation, name: str) -> str:
 
 
 WEB = make_service(selector={"app": "web"})
+
+
+def test_an_address_is_the_same_in_another_form() -> None:
+    """The API keeps what was written; packets know one form."""
+    port = {"name": "http", "port": 80, "nodePort": 30080}
+    service = make_service(
+        clusterIP="fd00:96:0:0:0:0:0:5",
+        ports=[port],
+        type="LoadBalancer",
+        ingress=[{"ip": "FD00:30::0:200", "ipMode": "VIP"}],
+    )
+    where = world(service)
+    for address, how in (("fd00:96::5", "the cluster IP"), ("fd00:30::200", "the load balancer")):
+        to = find_destination(where, find_source(where, "outside"), f"[{address}]:80", None)
+        assert (to.service, how in to.how) == (service.key, True)
+        assert compile_claims(where, "node-1", to).owners == [Owner("Service", service.key)]
 
 
 # --- what works ---------------------------------------------------------------------------------
