@@ -189,4 +189,7 @@ def test_an_association_that_is_denied_is_cut(cluster: Sctp) -> None:
     ):
         assert (allowed.speak(), denied.speak()) == ("answered", "answered")
         cluster.do([ONLY_Y])
-        assert (allowed.speak(), denied.speak()) == ("answered", "TimeoutError")
+        # It is cut a moment after the commit.
+        said = [denied.speak() for _ in range(4)]
+        assert said[-1] == "TimeoutError", said
+        assert allowed.speak() == "answered"

@@ -22,7 +22,7 @@ class GoLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[m
         self.flatten_mapping(node)
         out: dict[str, Any] = {}
         for key_node, value_node in node.value:
-            key = _yaml_key(self.construct_object(key_node, deep=True))
+            key = _yaml_key(self.construct_object(key_node, deep=True), key_node.start_mark)
             if key in out:
                 line = key_node.start_mark.line + 1
                 self.duplicates.append(f'line {line}: key "{key}" already set in map')
@@ -30,14 +30,15 @@ class GoLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[m
         return out
 
 
-def _yaml_key(key: Any) -> str:
+def _yaml_key(key: Any, mark: yaml.Mark) -> str:
     if isinstance(key, str):
         return key
     if isinstance(key, bool):
         return "true" if key else "false"
     if key is None or isinstance(key, int | float):
         return "null" if key is None else str(key)
-    raise yaml.YAMLError(f"unsupported map key {key!r}; keys are strings")
+    problem = f"unsupported map key {key!r}; keys are strings"
+    raise yaml.constructor.ConstructorError(None, None, problem, mark)
 
 
 _YAML_INT = re.compile(r"[-+]?(?:0b[01_]+|0[0-7_]+|0|[1-9][0-9_]*|0x[0-9a-fA-F_]+)$")
