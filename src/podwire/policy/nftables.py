@@ -57,7 +57,10 @@ MID_STREAM: Final = "mid-stream"
 INCOMPLETE: Final = "incomplete"
 COUNTERS: Final = (UNKNOWN_SOURCE, MID_STREAM, INCOMPLETE)
 """What was dropped though no policy says so: packets from interfaces of pods with addresses nobody
-was admitted with, TCP packets of connections nobody knows, and look-ups that found nothing."""
+was admitted with, TCP and SCTP packets of connections nobody knows, and look-ups that found
+nothing."""
+SCTP_INIT: Final = 1
+"""The chunk that opens an association."""
 
 CLASS_SHIFT: Final = 20
 MAX_CLASS: Final = (1 << 32 - CLASS_SHIFT) - 1
@@ -191,7 +194,11 @@ def _chains(words: Words, pod_interfaces: Sequence[str]) -> dict[str, list[str]]
     ref, name = words.ref, words.name
     port = f"{put} {row} . meta l4proto . th dport map"
     rest = f"goto {name('outcome')}"
-    opens_nothing = "tcp flags & (fin | syn | rst | ack) != syn"
+    opens_nothing = (
+        "tcp flags & (fin | syn | rst | ack) != syn",
+        # The first chunk is no INIT, which goes alone (RFC 9260 section 3.3.2).
+        f"meta l4proto sctp @th,96,8 != {SCTP_INIT}",
+    )
     drop = 'counter name "{}" drop'
     # Nobody's policy: neighbour discovery of pods on a bridge. A router does not pass it on.
     neighbours = ["icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert } accept"]
@@ -230,8 +237,11 @@ def _chains(words: Words, pod_interfaces: Sequence[str]) -> dict[str, list[str]]
             ),
             # What is left of a connection whose entry was deleted is new to conntrack, and its
             # other direction may be allowed.
-            f"{opens_nothing} {words.saddr} {ref(SELECTED)} {drop.format(name(MID_STREAM))}",
-            f"{opens_nothing} {words.daddr} {ref(SELECTED)} {drop.format(name(MID_STREAM))}",
+            *(
+                f"{matches} {end} {ref(SELECTED)} {drop.format(name(MID_STREAM))}"
+                for matches in opens_nothing
+                for end in (words.saddr, words.daddr)
+            ),
             f"{put} 0",
             f"{words.saddr} vmap {ref(EGRESS)}",
             f"{row} != 0 jump {name('row')}",

@@ -18,6 +18,8 @@ from typing import Final, TypeAlias
 from podwire.kernel.nfpack import DROP, RETURN, Change, Data, Goto, Jump, Key, pack_u32
 
 SYN: Final = frozenset({"syn"})
+INIT: Final = 1
+"""SCTP's first chunk, RFC 9260 section 3.2."""
 _FIELDS: Final = {
     "ip saddr": 4,
     "ip daddr": 4,
@@ -43,6 +45,7 @@ class Packet:
     port: int = 0
     iif: str = "eth0"
     flags: frozenset[str] = SYN
+    chunk: int = INIT
     icmp_type: str = "echo-request"
     known: bool = False
     """Conntrack has seen it before: established or related."""
@@ -185,7 +188,7 @@ class Tables:
 
     @staticmethod
     def _add_rule(table: _Table, name: str, body: str) -> None:
-        for word in re.findall(r"@(\S+)", body):
+        for word in re.findall(r"@(?!th,)(\S+)", body):
             if word not in table.sets:
                 raise RefusedError(f"no set {word}")
         for word in re.findall(r"(?:jump|goto) (\S+)", body):
@@ -319,6 +322,7 @@ class _Walker:
             self._icmp,
             self._interface,
             self._flags,
+            self._chunk,
             self._set_zero,
             self._set_bits,
             self._set_from_map,
@@ -353,6 +357,10 @@ class _Walker:
         packet = self._state.packet
         _require(packet.protocol == 6)
         _require(packet.flags & set(found[1].split(" | ")) != {found[2]})
+
+    def _chunk(self, found: _Found) -> None:
+        packet = self._state.packet
+        _require(packet.protocol == 132 and packet.chunk != int(found[1]))
 
     def _set_zero(self, found: _Found) -> None:
         self._state.priority = 0
@@ -427,6 +435,7 @@ _PATTERNS: Final = tuple(
         r"icmpv6 type \{ ([^}]+?) \}",
         r'iifname "(\S+)"',
         r"tcp flags & \(([^)]+)\) != (\S+)",
+        r"meta l4proto sctp @th,96,8 != (\d+)",
         r"meta priority set 0(?= |$)",
         r"meta priority set meta priority ([&|]) 0x([0-9a-f]+)",
         rf"meta priority set {_EXPRESSION} map @(\S+)",

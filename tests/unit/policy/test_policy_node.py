@@ -344,6 +344,11 @@ def test_what_opens_nothing_passes_only_where_nobody_is_selected():
             assert walk.allowed == passes
             assert walk.counted == (() if passes else ("a-mid-stream",))
             assert tables.walk(replace(Packet(src, dst, 6, 80, iif, flags), known=True)).allowed
+    for src, dst, passes in ((remote, web, False), (web, remote, False), (other, remote, True)):
+        data = Packet(src, dst, 132, 80, "eth0" if src == remote else "veth0", chunk=0)
+        walk = tables.walk(data)
+        assert (walk.allowed, walk.counted) == (passes, () if passes else ("a-mid-stream",))
+        assert tables.walk(replace(data, known=True)).allowed
 
 
 def test_a_pod_may_send_from_its_own_addresses_only():
