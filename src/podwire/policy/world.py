@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from ipaddress import ip_address
@@ -87,6 +88,9 @@ class LiveWorld:
         self._namespaces: dict[str, Mapping[str, str]] = {}
         self._pods: dict[Key, PodView] = {}
         self._nodes: dict[str, NodeView] = {}
+        self._existing: set[str] = set()
+        self._pods_in: Counter[str] = Counter()
+        self._claims: dict[Address, dict[Key | str, Owner]] = {}
         self.owners: dict[Address, Owner] = {}
 
     def view(self, names: Mapping[str, frozenset[Address]] | None = None) -> World:
@@ -97,32 +101,67 @@ class LiveWorld:
         """None: nothing is known of it any more; its pods may be, for a moment."""
         fresh = namespace_labels(name, labels or {})
         changed = self._namespaces.get(name) != fresh
+        if labels is None:
+            self._existing.discard(name)
+        else:
+            self._existing.add(name)
         self._namespaces[name] = fresh
+        self._forget_namespace(name)
         return changed
+
+    def _forget_namespace(self, name: str) -> None:
+        if name not in self._existing and not self._pods_in[name]:
+            del self._pods_in[name]
+            self._namespaces.pop(name, None)
 
     def set_pod(self, pod: PodView) -> bool:
         self._namespaces.setdefault(pod.key.namespace, namespace_labels(pod.key.namespace, {}))
         old, self._pods[pod.key] = self._pods.get(pod.key), pod
-        return self._change(old, pod)
+        self._pods_in[pod.key.namespace] += old is None
+        return self._change(pod.key, old, pod)
 
     def remove_pod(self, key: Key) -> bool:
-        return self._change(self._pods.pop(key, None), None)
+        old = self._pods.pop(key, None)
+        self._pods_in[key.namespace] -= old is not None
+        self._forget_namespace(key.namespace)
+        return self._change(key, old, None)
 
     def set_node(self, node: NodeView) -> bool:
         old, self._nodes[node.name] = self._nodes.get(node.name), node
-        return self._change(old, node)
+        return self._change(node.name, old, node)
 
     def remove_node(self, name: str) -> bool:
-        return self._change(self._nodes.pop(name, None), None)
+        return self._change(name, self._nodes.pop(name, None), None)
 
-    def _change(self, old: Owner | None, new: Owner | None) -> bool:
-        """An address that went to another meanwhile stays that one's."""
-        for ip in old.ips if old is not None else ():
-            if self.owners.get(ip) is old:
-                del self.owners[ip]
-        if new is not None and not (isinstance(new, PodView) and new.host_network):
-            self.owners.update(dict.fromkeys(new.ips, new))
+    def _change(self, who: Key | str, old: Owner | None, new: Owner | None) -> bool:
+        """Who came to an address last has it, though more is told of those before; when that one
+        goes, it is the former's again. Pods go before nodes, as in `groups`."""
+        kept = _addresses(new)
+        for ip in _addresses(old):
+            if ip not in kept:
+                self._claims[ip].pop(who, None)
+                self._settle(ip)
+        for ip in kept:
+            assert new is not None
+            self._claims.setdefault(ip, {})[who] = new
+            self._settle(ip)
         return old != new
+
+    def _settle(self, ip: Address) -> None:
+        claims = self._claims[ip]
+        if not claims:
+            del self._claims[ip]
+            self.owners.pop(ip, None)
+            return
+        latest = [*reversed(claims.values())]
+        self.owners[ip] = next((o for o in latest if isinstance(o, PodView)), latest[0])
+
+
+def _addresses(owner: Owner | None) -> tuple[Address, ...]:
+    """Its own: pods of the host's network have their node's."""
+    if owner is None or (isinstance(owner, PodView) and owner.host_network):
+        return ()
+    return owner.ips
 
 
 def make_world(

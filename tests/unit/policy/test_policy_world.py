@@ -15,6 +15,7 @@ from podwire.objects.policy import PeerPod
 from podwire.policy.model import NamedPort, PortRange
 from podwire.policy.world import (
     NAME_LABEL,
+    LiveWorld,
     NodeView,
     PodView,
     make_world,
@@ -107,3 +108,50 @@ def test_whose_an_address_is() -> None:
     host = PodView(Key("x", "h"), ips=node.ips, node="node-1", host_network=True)
     there = make_world([pod(), host], nodes=[node])
     assert owners_of(there) == {ip_address("10.244.1.2"): pod(), ip_address("172.30.0.2"): node}
+
+
+_X = ip_address("10.244.1.2")
+
+
+def _at_x(name: str, **labels: str) -> PodView:
+    return PodView(Key("x", name), labels, (_X,), "node-1")
+
+
+def test_an_address_is_whose_who_came_to_it_last_whatever_is_told_of_those_before() -> None:
+    live = LiveWorld()
+    before, after = _at_x("before"), _at_x("after")
+    live.set_pod(before)
+    live.set_pod(after)
+    assert live.owners[_X] is after
+    assert not live.set_pod(before)
+    assert live.set_pod(_at_x("before", app="web"))
+    assert live.owners[_X] is after
+    live.remove_pod(before.key)
+    assert live.owners[_X] is after
+    live.set_pod(before)
+    live.remove_pod(before.key)
+    assert live.owners[_X] is after, "one who came last and went leaves it to the one before"
+    live.remove_pod(after.key)
+    assert live.owners == {}
+
+
+def test_a_pod_goes_before_a_node_with_its_address() -> None:
+    live = LiveWorld()
+    pod_, node = _at_x("a"), NodeView("node-1", {}, (_X,))
+    live.set_pod(pod_)
+    live.set_node(node)
+    assert live.owners[_X] is pod_
+    live.remove_pod(pod_.key)
+    assert live.owners[_X] is node
+
+
+def test_namespaces_that_are_gone_are_forgotten_with_their_last_pod() -> None:
+    live = LiveWorld()
+    live.set_namespace("x", {"team": "a"})
+    live.set_pod(_at_x("a"))
+    live.set_namespace("x", None)
+    assert live.view().namespaces == {"x": {NAME_LABEL: "x"}}
+    live.remove_pod(Key("x", "a"))
+    live.set_namespace("y", {})
+    live.set_namespace("y", None)
+    assert live.view().namespaces == {}
