@@ -110,7 +110,7 @@ class PolicyAgent:
         await self._known.wait()
         if self._wanted:
             await self.synced.wait()
-            self.sources.place(view)
+            self.sources.place_admitted(pod.key)
             self._commit()
 
     # --- run ------------------------------------------------------------------------------------

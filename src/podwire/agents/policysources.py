@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from ipaddress import ip_address
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from podwire.agents.policynames import NameWatch
 from podwire.client import Api, Change, EventRecorder, Informer
@@ -60,6 +60,14 @@ class Standing:
     error: str = ""
 
 
+class _Admitted(NamedTuple):
+    """A pod of this node as it was at a resourceVersion, with the addresses it was given."""
+
+    uid: str
+    revision: int
+    view: PodView
+
+
 class PolicySources:
     """`touched` are policies that changed since somebody took them; `changed` is called after
     every change of anything, `commit` where somebody waits for it to be in force, `moved` after
@@ -93,7 +101,8 @@ class PolicySources:
         self._telling: set[asyncio.Task[None]] = set()
         self._world = LiveWorld()
         self._staged_namespaces: set[str] = set()
-        self._admitted: dict[Key, tuple[str, PodView]] = {}
+        self._own: dict[Key, str] = {}
+        self._admitted: dict[Key, _Admitted] = {}
         self.names = NameWatch(self._is_dns, self._names_changed)
         self.standing: dict[PolicyRef, Standing] = {}
         self.progress: Progress[PolicyRef] = Progress()
@@ -141,10 +150,8 @@ class PolicySources:
             await informer.synced.wait()
         self._namespaces.on_change(self._namespace_changed)
         self._pods.on_change(self._pod_changed)
-        for uid, view in self._admitted.values():
-            pod = self._pods.objects.get(view.key)
-            if pod is None or (pod.metadata.uid == uid and not pod.finished):
-                self.place(view)
+        for key in self._admitted:
+            self.place_admitted(key)
 
     def close(self) -> None:
         self.names.close()
@@ -152,27 +159,54 @@ class PolicySources:
     # --- a pod of this node -----------------------------------------------------------------------
 
     def admit(self, pod: Pod, view: PodView) -> None:
-        """The pod has its addresses from now on, whatever its status says yet."""
-        self._admitted[pod.key] = pod.metadata.uid, view
+        """The pod has its addresses from now on, whatever its status says yet. One that was deleted
+        while its sandbox was made is told of no more, so it must not come in behind its end."""
+        if self._own.get(pod.key) == pod.metadata.uid:
+            self._admitted[pod.key] = _Admitted(pod.metadata.uid, _revision(pod), view)
+
+    def place_admitted(self, key: Key) -> None:
+        """It is to be judged as what it is before the watch of all pods tells of its addresses; of
+        its labels that watch may know more."""
+        admitted = self._admitted.get(key)
+        if admitted is None:
+            return
+        view: PodView | None = admitted.view
+        now = self._pods.objects.get(key)
+        known = now is not None and now.metadata.uid == admitted.uid
+        if now is not None and known and _revision(now) >= admitted.revision:
+            view = self._view(now)
+        if view is not None:
+            self._place(view)
 
     def own_pod_changed(self, change: Change[Pod]) -> None:
         """Of this node's own watch, by which pods are admitted: one that is gone is not any more.
 
         What the other watch said of its name meanwhile was left aside, see `_pod_changed`.
         """
-        old = change.old
-        if change.new is not None or old is None:
+        if change.new is not None:
+            self._own[change.key] = change.new.metadata.uid
             return
-        if self._admitted.get(old.key, ("", None))[0] == old.metadata.uid:
-            del self._admitted[old.key]
-            now = self._pods.objects.get(old.key)
-            if now is not None and now.metadata.uid != old.metadata.uid:
-                self._pod_changed(Change(None, now))
+        old = change.old
+        assert old is not None
+        self._own.pop(old.key, None)
+        admitted = self._admitted.get(old.key)
+        if admitted is None or admitted.uid != old.metadata.uid:
+            return
+        del self._admitted[old.key]
+        now = self._pods.objects.get(old.key)
+        if now is None:
+            self._remove(old.key)
+        elif now.metadata.uid != old.metadata.uid:
+            self._pod_changed(Change(None, now))
 
-    def place(self, view: PodView) -> None:
-        """An admitted pod is to be judged as what it is before the watch tells of its addresses."""
+    def _place(self, view: PodView) -> None:
         if self._world.set_pod(view):
             self._state.set_pod(view)
+            self._changed()
+
+    def _remove(self, key: Key) -> None:
+        if self._world.remove_pod(key):
+            self._state.remove_pod(key)
             self._changed()
 
     # --- policies -------------------------------------------------------------------------------
@@ -243,14 +277,13 @@ class PolicySources:
         pod = change.new or change.old
         assert pod is not None
         admitted = self._admitted.get(pod.key)
-        if admitted is not None and admitted[0] != pod.metadata.uid:
+        if admitted is not None and admitted.uid != pod.metadata.uid:
             return
         view = None if change.new is None else self._view(change.new)
         if view is not None:
-            self.place(view)
-        elif self._world.remove_pod(pod.key):
-            self._state.remove_pod(pod.key)
-            self._changed()
+            self._place(view)
+        else:
+            self._remove(pod.key)
 
     def _hear(self, kind: str, change: Change[Any]) -> None:
         """What changes nothing counts, too: who waits for it would wait for ever."""
@@ -259,9 +292,9 @@ class PolicySources:
 
     def _view(self, pod: PeerPod) -> PodView | None:
         """A pod of this node has its addresses from its admission: before its status has them."""
-        uid, admitted = self._admitted.get(pod.key, ("", None))
-        if admitted is not None and uid == pod.metadata.uid:
-            return view_pod(pod, map(str, admitted.ips))
+        admitted = self._admitted.get(pod.key)
+        if admitted is not None and admitted.uid == pod.metadata.uid:
+            return view_pod(pod, map(str, admitted.view.ips))
         return view_pod(pod)
 
     def _namespace_changed(self, change: Change[Namespace]) -> None:

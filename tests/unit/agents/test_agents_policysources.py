@@ -64,11 +64,16 @@ class _Sources(PolicySources):
         self._pod_changed(Change(old, new))
 
     def start(self, uid: str, ip: str) -> None:
+        self.own_pod_changed(Change(None, _pod(uid)))
+        self.be_ready(uid, ip)
+
+    def be_ready(self, uid: str, ip: str) -> None:
+        """The sandbox is made; what it was made for may be gone."""
         pod = _pod(uid)
         view = view_pod(pod, [ip])
         assert view is not None
         self.admit(pod, view)
-        self.place(view)
+        self.place_admitted(pod.key)
 
     @property
     def addresses(self) -> list[str]:
@@ -113,6 +118,37 @@ def test_a_pod_that_came_back_elsewhere_is_not_forgotten(sources: _Sources) -> N
     assert sources.addresses == []
     sources.own_pod_changed(Change(_pod("u1"), None))
     assert sources.addresses == [NEW]
+
+
+def test_a_pod_that_was_deleted_while_its_sandbox_was_made_is_nobody(sources: _Sources) -> None:
+    """Nobody would ever say again that it is gone, and its name is another pod's, elsewhere."""
+    sources.own_pod_changed(Change(None, _pod("u1")))
+    sources.told(None, _peer("u1"))
+    sources.told(_peer("u1"), None)
+    sources.own_pod_changed(Change(_pod("u1"), None))
+    sources.be_ready("u1", OLD)
+    assert sources.addresses == []
+    sources.told(None, _peer("u2", NEW))
+    assert sources.addresses == [NEW]
+
+
+def test_a_pod_that_both_watches_have_seen_the_end_of_is_nobody(sources: _Sources) -> None:
+    """The watch of all pods was ahead: it told of the end before the pod was admitted."""
+    sources.told(None, _peer("u1"))
+    sources.told(_peer("u1"), None)
+    sources.start("u1", OLD)
+    assert sources.addresses == [OLD]
+    sources.own_pod_changed(Change(_pod("u1"), None))
+    assert sources.addresses == []
+
+
+def test_labels_that_are_newer_than_the_admission_stay(sources: _Sources) -> None:
+    newer = _peer("u1", app="web")
+    sources.told(None, newer)
+    sources.start("u1", OLD)
+    (owner,) = sources._world.owners.values()
+    assert owner.labels == {"app": "web"}
+    assert sources.addresses == [OLD]
 
 
 def test_a_pod_that_has_ended_is_nobody(sources: _Sources) -> None:
