@@ -83,6 +83,7 @@ class PolicyAgent:
 
     def _changed(self) -> None:
         self.notes.changed()
+        self.cutter.changed()
         self._since = self._since or time.monotonic()
         self._wake.set()
 

@@ -12,7 +12,7 @@ import asyncio
 import logging
 import socket
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Final, Protocol
 
 from podwire.errors import KernelError
@@ -20,7 +20,6 @@ from podwire.kernel.conntrack import Conntrack
 from podwire.kernel.copied import CopiedPacket
 from podwire.kernel.flows import Flow
 from podwire.kernel.nflog import NfLog
-from podwire.policy.evaluate import Decision
 from podwire.policy.flowlog import FlowLog, Seen
 from podwire.policy.nftables import POLICY_LOG
 from podwire.policy.observing import is_denied, is_passed
@@ -38,36 +37,40 @@ _REST: Final = 4.0
 _PORTION: Final = 300
 
 
-def denied_flows(flows: Iterable[Flow], verdicts: Verdicts, node: str) -> Iterator[Flow | None]:
-    """Those that this node would not let be opened now; None for the others. Pure.
+class Denials:
+    """Which connections this node would not let be opened, by one state of the world. Pure.
 
     An entry is judged as its first packet was: between DNAT and SNAT, from the original source to
     where answers come from. What the other end's node denies is that node's to cut.
     """
-    known: dict[tuple[bytes, bytes, int, int], bool] = {}
-    for flow in flows:
+
+    def __init__(self, verdicts: Verdicts, node: str) -> None:
+        self._verdicts = verdicts
+        self._node = node
+        self._known: dict[tuple[bytes, bytes, int, int], bool] = {}
+
+    def denies(self, flow: Flow) -> bool:
         protocol = flow.orig.proto
         port = flow.reply.sport if protocol in _PORTED else 0
         asked = (flow.orig.src, flow.reply.src, protocol, port)
-        denied = known.get(asked)
+        denied = self._known.get(asked)
         if denied is None:
-            denied = known[asked] = _denied_here(verdicts, asked, node)
-        yield flow if denied else None
+            denied = self._known[asked] = self._judge(asked)
+        return denied
 
-
-def _denied_here(verdicts: Verdicts, asked: tuple[bytes, bytes, int, int], node: str) -> bool:
-    ends = [verdicts.party(ip).pod for ip in asked[:2]]
-    if not any(pod is not None and pod.node == node for pod in ends):
-        return False
-    decision: Decision = verdicts.between(*asked)
-    return any(
-        pod is not None and pod.node == node and not judgement.allowed
-        for pod, judgement in zip(ends, (decision.egress, decision.ingress), strict=True)
-    )
+    def _judge(self, asked: tuple[bytes, bytes, int, int]) -> bool:
+        ends = [self._verdicts.party(ip).pod for ip in asked[:2]]
+        here = [pod is not None and pod.node == self._node for pod in ends]
+        if not any(here):
+            return False
+        decision = self._verdicts.between(*asked)
+        judgements = (decision.egress, decision.ingress)
+        return any(own and not j.allowed for own, j in zip(here, judgements, strict=True))
 
 
 class FlowCutter:
-    """`run` it; `request` has it look. `verdicts` gives the state to judge by."""
+    """`run` it; `request` has it look. `verdicts` gives the state to judge by, which is another one
+    after `changed`."""
 
     def __init__(
         self, node: str, families: Iterable[int], verdicts: Callable[[], Verdicts]
@@ -77,7 +80,12 @@ class FlowCutter:
         self._verdicts = verdicts
         self._requested = asyncio.Event()
         self._waiting: list[Callable[[], None]] = []
+        self._denials: Denials | None = None
         self.cut = 0
+
+    def changed(self) -> None:
+        """Policies or whom they speak of are others now."""
+        self._denials = None
 
     def request(self, done: Callable[[], None] | None = None) -> None:
         """`done` is called after what is denied now is cut."""
@@ -106,14 +114,18 @@ class FlowCutter:
         for version in self._families:
             # Reading a long table takes a while; nothing else uses this socket.
             flows = await asyncio.to_thread(conntrack.dump, _FAMILIES[version])
-            denied: list[Flow] = []
-            for i, flow in enumerate(denied_flows(flows, self._verdicts(), self._node), 1):
-                if flow is not None:
-                    denied.append(flow)
-                if i % _PORTION == 0:
-                    await asyncio.sleep(0)
-            if denied:
-                self.cut += conntrack.delete_many(denied)
+            for start in range(0, len(flows), _PORTION):
+                denied = self._denied(flows[start : start + _PORTION])
+                if denied:
+                    self.cut += conntrack.delete_many(denied)
+                await asyncio.sleep(0)
+
+    def _denied(self, flows: Iterable[Flow]) -> list[Flow]:
+        """By the state of one moment. Policies of before and labels of now would be a state that
+        never was, and could deny what all states allowed; so what is denied is cut at once, too."""
+        if self._denials is None:
+            self._denials = Denials(self._verdicts(), self._node)
+        return [flow for flow in flows if self._denials.denies(flow)]
 
 
 class Judges(Protocol):
