@@ -65,7 +65,7 @@ class PolicyAgent:
             commit=self._commit_now,
             moved=self.watchers.moved,
         )
-        self.cutter = FlowCutter(node_name, config.families, self.sources.verdicts)
+        self.cutter = FlowCutter(node_name, config.families, self.sources.standing_verdicts)
         self.notes = FlowNotes(node_name, self.sources)
         self.observer = Observer(config.families, config.guarded)
         self.allow_latency, self.deny_latency = Histogram(), Histogram()

@@ -262,6 +262,12 @@ class PolicySources:
         world = self._world.view(self.names.table.names)
         return Verdicts(world, self.policies(), staged=staged, owners=self._world.owners)
 
+    def standing_verdicts(self) -> Verdicts:
+        """What they say of connections that stand: a domain name's address whose time has passed is
+        no reason to end one."""
+        world = self._world.view(self.names.table.ever)
+        return Verdicts(world, self.policies(), owners=self._world.owners)
+
     def staged_verdicts(self) -> Verdicts | None:
         """What they would say with the staged ones in force; None where there are none."""
         if any(policy.staged for policy in self.policies()):

@@ -4,7 +4,8 @@
 
 A `domainNames` peer means the addresses that DNS gives for the name (network-policy-api,
 DomainName: "the resolved addresses"). What a pod was told is what it connects to, so the answers
-themselves are read. An address is kept `GRACE_S` beyond its TTL: clients do so, too.
+themselves are read. An address is kept `GRACE_S` beyond its TTL: clients do so, too. After that no
+connection may be opened to it; those that stand go on (NPEP-133).
 """
 
 from __future__ import annotations
@@ -84,13 +85,16 @@ class NameTable:
     def __init__(self) -> None:
         self._patterns: frozenset[str] = frozenset()
         self._until: dict[tuple[str, Address], float] = {}
+        self._former: dict[tuple[str, Address], None] = {}
 
     @property
     def names(self) -> dict[str, frozenset[Address]]:
-        found: dict[str, set[Address]] = {}
-        for name, address in self._until:
-            found.setdefault(name, set()).add(address)
-        return {name: frozenset(addresses) for name, addresses in found.items()}
+        return _by_name(self._until)
+
+    @property
+    def ever(self) -> dict[str, frozenset[Address]]:
+        """With what has ended: what connections may stand to."""
+        return _by_name([*self._until, *self._former])
 
     @property
     def next_end(self) -> float | None:
@@ -100,6 +104,8 @@ class NameTable:
     def want(self, patterns: Iterable[str]) -> bool:
         """The names that policies speak of; whether known ones fell away."""
         self._patterns = frozenset(patterns)
+        for key in [key for key in self._former if not self._wanted(key[0])]:
+            del self._former[key]
         return self._drop(name for name, _ in self._until if not self._wanted(name))
 
     def learn(self, answers: Iterable[Answer], now: float) -> bool:
@@ -114,6 +120,7 @@ class NameTable:
                 # What was told last goes to the end.
                 until = max(self._until.pop(key, 0.0), now + answer.ttl_s + GRACE_S)
                 self._until[key] = until
+                self._former.pop(key, None)
         while len(self._until) > _MOST:
             del self._until[next(iter(self._until))]
         return changed
@@ -123,6 +130,9 @@ class NameTable:
         ended = [key for key, until in self._until.items() if until <= now]
         for key in ended:
             del self._until[key]
+            self._former[key] = None
+        while len(self._former) > _MOST:
+            del self._former[next(iter(self._former))]
         return bool(ended)
 
     def _wanted(self, name: str) -> bool:
@@ -133,3 +143,10 @@ class NameTable:
         for key in [key for key in self._until if key[0] in gone]:
             del self._until[key]
         return bool(gone)
+
+
+def _by_name(keys: Iterable[tuple[str, Address]]) -> dict[str, frozenset[Address]]:
+    found: dict[str, set[Address]] = {}
+    for name, address in keys:
+        found.setdefault(name, set()).add(address)
+    return {name: frozenset(addresses) for name, addresses in found.items()}

@@ -14,6 +14,7 @@ from podwire.objects import kinds
 from podwire.objects.core import Namespace, Pod
 from podwire.objects.meta import Key
 from podwire.objects.policy import PeerPod
+from podwire.policy.names import Answer
 from podwire.policy.nodepolicies import NodePolicies
 from podwire.policy.world import view_pod
 
@@ -174,3 +175,37 @@ def test_a_namespace_may_stage_its_policies(sources: _Sources) -> None:
     assert sources.observed
     assert sources.staged_verdicts() is not None
     assert ip_address(OLD) not in sources._world.owners
+
+
+def test_connections_to_a_name_outlive_the_time_of_its_answer(sources: _Sources) -> None:
+    """NPEP-133: when the TTL ends no new connections are allowed, existing ones go on."""
+    sources.start("u1", OLD)
+    raw = {
+        "metadata": {"name": "names", "resourceVersion": "8"},
+        "spec": {
+            "tier": "Admin",
+            "priority": 1,
+            "subject": {"namespaces": {}},
+            "egress": [
+                {"action": "Accept", "to": [{"domainNames": ["example.com"]}]},
+                {"action": "Deny", "to": [{"networks": ["0.0.0.0/0"]}]},
+            ],
+        },
+    }
+    policy = msgspec.convert(raw, kinds.CLUSTER_NETWORK_POLICY.view)
+    sources._policy_changed("ClusterNetworkPolicy", Change(None, policy))
+    table, outside = sources.names.table, ip_address("203.0.113.10")
+    table.want(["example.com"])
+    table.learn([Answer("example.com", frozenset({outside}), 1.0)], 0.0)
+    asked = ip_address(OLD).packed, outside.packed, 6, 443
+
+    def allowed() -> tuple[bool, bool]:
+        both = sources.verdicts(), sources.standing_verdicts()
+        new, standing = (verdicts.between(*asked).allowed for verdicts in both)
+        return new, standing
+
+    assert allowed() == (True, True)
+    table.expire(1000.0)
+    assert allowed() == (False, True)
+    table.want([])
+    assert allowed() == (False, False)

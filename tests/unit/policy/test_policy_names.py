@@ -85,3 +85,16 @@ def test_only_names_that_policies_mean_are_kept() -> None:
     assert table.learn([Answer("a.example.com", frozenset({ONE}), 10.0)], 0.0)
     assert table.want(["b.example.com"])
     assert table.names == {}
+
+
+def test_what_has_ended_is_remembered_for_connections_that_stand() -> None:
+    table = NameTable()
+    table.want(["*.example.com"])
+    name = "a.example.com"
+    table.learn([Answer(name, frozenset({ONE, TWO}), 10.0)], 0.0)
+    assert table.expire(11.0 + GRACE_S)
+    assert (table.names, table.ever) == ({}, {name: frozenset({ONE, TWO})})
+    assert table.learn([Answer(name, frozenset({ONE}), 10.0)], 100.0)
+    assert (table.names, table.ever) == ({name: {ONE}}, {name: {ONE, TWO}})
+    table.want([])
+    assert table.ever == {}
