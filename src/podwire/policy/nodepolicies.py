@@ -114,7 +114,10 @@ class NodePolicies:
             return
         policy = known[1]
         if policy.subject.namespaces is None:
-            self._of_namespace[policy.subject.namespace].discard(ref)
+            near = self._of_namespace[policy.subject.namespace]
+            near.discard(ref)
+            if not near:
+                del self._of_namespace[policy.subject.namespace]
         else:
             self._of_cluster.discard(ref)
         self._touch(policy)

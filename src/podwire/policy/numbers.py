@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable
+from typing import Final
+
+_RESTING: Final = 10_000
 
 
 class Numbers:
     """The one given back longest ago is given out first, and not before `settle`.
 
     A number that stands for something else at once could be met by a packet that read it in its
-    former meaning.
+    former meaning. So many rest before one is used again, where there are others; without that
+    bound all that ever were would be kept.
     """
 
     def __init__(self, first: int, last: int, what: str) -> None:
@@ -19,7 +23,7 @@ class Numbers:
         self._returned: list[int] = []
 
     def take(self) -> int:
-        if self._next <= self._last:
+        if self._next <= self._last and len(self._free) < _RESTING:
             self._next += 1
             return self._next - 1
         if self._free:

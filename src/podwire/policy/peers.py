@@ -103,9 +103,9 @@ class PeerIndex:
     def _place(self, peer: Peer, bit: Mask | None) -> None:
         match peer:
             case PodsPeer(namespaces=None):
-                self._local.setdefault(peer.namespace, _Selectors()).set(peer.pods, bit)
+                _set_selector(self._local, peer.namespace, peer.pods, bit)
             case PodsPeer(namespaces=namespaces) if namespaces is not None:
-                self._global.setdefault(namespaces, _Selectors()).set(peer.pods, bit)
+                _set_selector(self._global, namespaces, peer.pods, bit)
             case NetworkPeer():
                 version = peer.network.version
                 self._cuts.pop(version, None)
@@ -124,7 +124,7 @@ class PeerIndex:
         local = self._local.get(namespace)
         found = local.of(labels) if local else 0
         for namespaces, selectors in self._global.items():
-            if selectors and namespaces.matches(namespace_labels):
+            if namespaces.matches(namespace_labels):
                 found |= selectors.of(labels)
         return found
 
@@ -183,6 +183,13 @@ class _Selectors:
                 if selector.matches(labels):
                     found |= bit
         return found
+
+
+def _set_selector(table: dict[T, _Selectors], key: T, pods: Selector, bit: Mask | None) -> None:
+    selectors = table.setdefault(key, _Selectors())
+    selectors.set(pods, bit)
+    if not selectors:
+        del table[key]
 
 
 class _Cuts:
