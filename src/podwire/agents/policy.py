@@ -95,6 +95,7 @@ class PolicyAgent:
         found = self.kernel.foreign()
         if found:
             _LOG.warning("policies: changed by others, mending: %.200s", "; ".join(found))
+            self.observer.forget()
             self._wake.set()
 
     @property
@@ -211,7 +212,8 @@ class PolicyAgent:
         self._reached = dict(self.sources.heard)
         if batch.policies:
             self.allow_latency.observe(time.monotonic() - batch.since)
-        if batch.policies or self.sources.asked != self._asked:
+        asked = self.sources.asked != self._asked
+        if batch.policies or asked or not self.observer.stands:
             self._observe()
         for ref in batch.policies:
             self.sources.progress.done(ref)
@@ -226,6 +228,7 @@ class PolicyAgent:
         try:
             names = self.sources.domain_names()
             answers = self.observer.want(passed=self.sources.observed, answers=bool(names))
+            self.kernel.own_text()
             self.sources.names.want(names, answers)
         except KernelError as error:
             _LOG.error("policies: not observed, domainNames have no addresses: %s", error)

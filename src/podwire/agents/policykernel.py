@@ -17,7 +17,7 @@ from collections import Counter
 from typing import NamedTuple
 
 from podwire.errors import KernelError
-from podwire.kernel import nft
+from podwire.kernel import hooks, nft
 from podwire.kernel.handle import Handle
 from podwire.kernel.nfcounters import NfCounters
 from podwire.kernel.nfelements import Change, NfElements, split
@@ -51,7 +51,7 @@ class PolicyBackend(Handle):
         self._elements = NfElements()
         self._counters = NfCounters()
         self._names = NfNames()
-        self._monitor = NfMonitor(lambda _family, table: table == nf.TABLE)
+        self._monitor = NfMonitor(lambda _family, table: table in (nf.TABLE, hooks.OBSERVE_TABLE))
         self._monitor.ignore(self._elements.port)
         self._kept: Counter[Outcome] = Counter()
         self._kept_bytes: Counter[Outcome] = Counter()
@@ -137,8 +137,12 @@ class PolicyBackend(Handle):
 
     def _text(self, text: str) -> None:
         self._nft.apply(text)
+        self.own_text()
+
+    def own_text(self) -> None:
+        """Text of ours was committed: the nft program's changes look like anybody's."""
         if not nft.in_process():
-            self._monitor.read()  # the nft program's changes look like anybody's
+            self._monitor.read()
 
     def remove(self) -> None:
         """Nothing is to be enforced here any more."""
@@ -193,15 +197,16 @@ class PolicyBackend(Handle):
     # --- others -----------------------------------------------------------------------------------
 
     def fileno(self) -> int:
-        """Readable when somebody else may have touched the table."""
+        """Readable when somebody else may have touched one of the tables."""
         return self._monitor.fileno()
 
     def foreign(self) -> list[str]:
-        """What others did to the table since the last call, in words; `mend` is due then."""
-        found = [str(transaction) for transaction in self._monitor.read()]
-        if found:
+        """What others did to the table, or to the observing one, since the last call, in words;
+        `mend` is due where it was this one."""
+        found = self._monitor.read()
+        if any(t.lost or any(event.table == nf.TABLE for event in t.events) for t in found):
             self.whole = False
-        return found
+        return [str(transaction) for transaction in found]
 
     def close(self) -> None:
         """The table stays: what is enforced is, whoever is there to change it."""

@@ -50,6 +50,15 @@ class Observer:
             text = render_observation(version, self._pods, passed=passed, answers=answers)
             self._nft.apply(text)
 
+    def forget(self) -> None:
+        """Somebody may have taken it away."""
+        self._stands = None
+
+    @property
+    def stands(self) -> bool:
+        """Whether the kernel has what was asked for last; else it is to be asked for again."""
+        return self._stands is not None
+
     @property
     def passed(self) -> bool:
         return self._stands is not None and self._stands[0]

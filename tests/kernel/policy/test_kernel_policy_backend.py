@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from ipaddress import ip_address, ip_network
 
 import pytest
 from policy_node_worlds import HERE, KEYS, NODES, addresses_of
 
 from podwire.agents.policykernel import PolicyBackend
+from podwire.agents.policyobserver import Observer
 from podwire.errors import KernelError
-from podwire.kernel import nft
+from podwire.kernel import hooks, nft
 from podwire.kernel.nfelements import Change, NfElements
 from podwire.kernel.nfnames import NfNames
 from podwire.policy import nftables as nf
@@ -133,6 +135,29 @@ def test_what_others_break_is_told_and_mended(text: str):
         backend.commit()
         assert backend.whole
         check(backend, policies)
+        assert not backend.foreign()
+
+
+@pytest.mark.parametrize("text", ["flush ruleset", "delete table ip podwire-observe"])
+def test_what_is_observed_is_again_after_others_took_it_away(text: str):
+    policies = _policies()
+    policies.set_policy(_policy())
+    observer = Observer((4, 6), "veth*")
+    with PolicyBackend(policies) as backend, closing(observer), NfNames() as names:
+        backend.commit()
+        observer.want(passed=True, answers=True)
+        backend.own_text()
+        assert not backend.foreign()
+        before = names.read("ip", hooks.OBSERVE_TABLE)
+        assert any(before)
+        _in_a_child(text)
+        assert backend.foreign()
+        assert backend.whole == (text != "flush ruleset")
+        observer.forget()
+        backend.commit()
+        observer.want(passed=True, answers=True)
+        backend.own_text()
+        assert names.read("ip", hooks.OBSERVE_TABLE) == before
         assert not backend.foreign()
 
 
