@@ -177,6 +177,32 @@ def test_a_node_always_reaches_its_own_pods_and_no_others(
     assert not reached(lab, tools, "node-1", "shop/server-2")
 
 
+BANNED = """
+apiVersion: policy.networking.k8s.io/v1alpha2
+kind: ClusterNetworkPolicy
+metadata: {name: banned}
+spec:
+  tier: Admin
+  priority: 7
+  subject:
+    pods: {namespaceSelector: {matchLabels: {team: blue}}, podSelector: {matchLabels: {app: server}}}
+  ingress:
+  - {action: Accept, from: [{namespaces: {matchLabels: {team: blue}}}]}
+  - {action: Deny, from: [{namespaces: {matchLabels: {team: red}}}]}
+"""
+
+
+def test_what_a_rule_denies_counts_as_denied(lab: Lab, tools: Any, policies: Any) -> None:
+    policies(BANNED)
+    assert reached(lab, tools, "shop/client-1", "shop/server-1")
+    assert not reached(lab, tools, "other/alien-1", "shop/server-1")
+    rows = json.loads(tools.podwire("status", "policies", "--lab", lab.name, "-o", "json").stdout)
+    (row,) = [row for row in rows if row["name"] == "banned"]
+    assert (row["accepted"] > 0, row["denied"] > 0) == (True, True)
+    shown = tools.podwire("status", "policies", "banned", "--lab", lab.name).stdout
+    assert "spec.ingress[1] Deny" in " ".join(shown.split())
+
+
 def test_a_pod_that_meets_itself_through_a_service_is_judged(
     lab: Lab, tools: Any, policies: Any
 ) -> None:

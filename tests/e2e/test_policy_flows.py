@@ -198,6 +198,16 @@ def test_what_is_staged_blocks_nothing_until_it_is_promoted(world: World, tmp_pa
     assert not world.reaches("other/alien", "shop/api")
 
 
+def test_what_is_refused_is_told_beside_what_was_done(world: World, tmp_path: Path) -> None:
+    bad = DB.replace("{name: db,", "{name: bad,").replace("port: 8080", "port: 0")
+    (tmp_path / "some.yaml").write_text(f"{DB}---{bad}")
+    told = world.policy("stage", "-f", tmp_path, check=False)
+    assert told.returncode == 1
+    assert "must be between 1 and 65535" in told.stderr
+    assert "note: done all the same: networkpolicy.networking.k8s.io/db created" in told.stderr
+    world.lab.kubectl("delete", "netpol", "-n", "shop", "db")
+
+
 def test_a_namespace_stages_all_of_its_policies(world: World) -> None:
     stage = "policy.podwire.dev/stage=true"
     world.lab.kubectl("annotate", "namespace", "shop", stage)

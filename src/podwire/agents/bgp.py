@@ -57,7 +57,8 @@ def find_exabgp() -> str:
     own = Path(sys.executable).with_name("exabgp")
     found = str(own) if own.exists() else shutil.which("exabgp")
     if found is None:
-        raise UsageError("load balancers by BGP need ExaBGP: pip install 'podwire[bgp]'")
+        pip = f"{sys.executable} -m pip install 'exabgp>=5'"
+        raise UsageError(f"load balancers by BGP need ExaBGP: {pip}")
     return found
 
 

@@ -101,7 +101,7 @@ class PolicyStatus:
             error=error,
             subjects=subjects,
             rules=tuple(
-                RuleCount(path=rule.path, connections=rules[rule.path])
+                RuleCount(path=rule.path, action=rule.action, connections=rules[rule.path])
                 for rule in ((*policy.ingress, *policy.egress) if policy is not None else ())
             ),
             denied=denied,

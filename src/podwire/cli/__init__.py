@@ -79,6 +79,8 @@ def main() -> NoReturn:
         sys.exit(error.exit_code)
     except PodwireError as error:
         click.echo(f"error: {error}", err=True)
+        for note in getattr(error, "__notes__", ()):
+            click.echo(f"note: {note}", err=True)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)

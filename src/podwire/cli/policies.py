@@ -76,8 +76,10 @@ def _print_details(row: PolicyRow) -> None:
             f"{node.node}: {state} at {node.revision} of {row.revision} {node.problem}".rstrip()
         )
         if report is not None and report.subjects:
-            counts = [[rule.path, str(rule.connections)] for rule in report.rules]
-            print_table("", ["Rule", "Connections"], [*counts, ["denied", str(report.denied)]])
+            counts = [[r.path, r.action, str(r.connections)] for r in report.rules]
+            if row.kind == "NetworkPolicy":
+                counts.append(["(no rule)", "Deny", str(report.denied)])
+            print_table("", ["Rule", "Action", "Connections"], counts)
 
 
 @click.command("policies")

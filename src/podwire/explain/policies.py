@@ -112,8 +112,8 @@ def _row(
         revision=wanted,
         staged=any(report.staged for report in reports),
         subjects=sum(report.subjects for report in reports),
-        accepted=sum(rule.connections for report in reports for rule in report.rules),
-        denied=sum(report.denied for report in reports),
+        accepted=sum(report.decided("Accept") for report in reports),
+        denied=sum(report.denied + report.decided("Deny") for report in reports),
         nodes=tuple(nodes),
     )
 

@@ -36,6 +36,8 @@ _ORDER = (
     "Service",
 )
 _CONCURRENCY = 32
+# Objects named in the note of an error.
+_TOLD = 5
 
 
 @dataclass(frozen=True)
@@ -225,11 +227,13 @@ def _checked(done: Iterable[Applied | BaseException]) -> list[Applied]:
             failed.append(item)
         else:
             raise item
-    if len(failed) == 1:
-        raise failed[0]
-    if failed:
-        raise ApplyFailedError(failed, applied)
-    return applied
+    if not failed:
+        return applied
+    error = failed[0] if len(failed) == 1 else ApplyFailedError(failed, applied)
+    if changed := [str(item) for item in applied if item.verdict != "unchanged"]:
+        more = f" and {len(changed) - _TOLD} more" if len(changed) > _TOLD else ""
+        error.add_note(f"done all the same: {', '.join(changed[:_TOLD])}{more}")
+    raise error
 
 
 def _stages(documents: Sequence[Document]) -> Iterator[list[Document]]:

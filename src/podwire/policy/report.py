@@ -12,6 +12,7 @@ class RuleCount(View):
     """Connections one rule decided on this node: `path` is its field (`spec.ingress[0]`)."""
 
     path: str
+    action: str = "Accept"
     connections: int = 0
 
 
@@ -20,7 +21,8 @@ class PolicyReport(View):
 
     `generation` and `revision` are those in force; with `error` they are not, and a former state
     is. `subjects` are the pods of this node it selects. `denied` counts, for a NetworkPolicy, the
-    connections to or from its subjects that no rule of any policy accepted.
+    connections to or from its subjects that no rule of any policy accepted; what Deny rules denied
+    is theirs.
     """
 
     kind: str
@@ -33,6 +35,10 @@ class PolicyReport(View):
     subjects: int = 0
     rules: tuple[RuleCount, ...] = ()
     denied: int = 0
+
+    def decided(self, action: str) -> int:
+        """Connections that its rules of this action decided."""
+        return sum(rule.connections for rule in self.rules if rule.action == action)
 
     @property
     def key(self) -> tuple[str, str, str]:
