@@ -22,6 +22,8 @@ from podwire.policy.world import World
 
 Verdict: TypeAlias = Literal["allowed", "denied"]
 CAPACITY: Final = 20_000
+_NOW: Final = -1
+"""In a key: of those who have the addresses now; else the epoch they had them in last."""
 
 
 class Seen(NamedTuple):
@@ -101,7 +103,7 @@ class FlowLog:
     def __init__(self, node: str, capacity: int = CAPACITY) -> None:
         self._node = node
         self._capacity = capacity
-        self._records: dict[Seen, tuple[int, FlowRecord]] = {}
+        self._records: dict[tuple[Seen, int], tuple[int, FlowRecord]] = {}
         self._enforced = Verdicts(World(), ())
         self._staged: Verdicts | None = None
         self._epoch = 0
@@ -119,23 +121,33 @@ class FlowLog:
 
     def records(self) -> list[FlowRecord]:
         """The longest unseen first."""
-        return [record for _epoch, record in self._records.values()]
+        found = [record for _epoch, record in self._records.values()]
+        return sorted(found, key=lambda record: record.last_seen)
 
     def add(self, seen: Seen, now: float) -> FlowRecord:
-        epoch, record = self._records.pop(seen, (-1, None))
+        epoch, record = self._records.pop((seen, _NOW), (-1, None))
         if record is None:
-            record = self._judge(seen)
-            record.first_seen = now
-            if len(self._records) >= self._capacity:
-                del self._records[next(iter(self._records))]
-                self.forgotten += 1
+            record = self._first(seen, now)
         elif epoch != self._epoch:
             fresh = self._judge(seen)
-            fresh.count, fresh.first_seen = record.count, record.first_seen
-            record = fresh
+            if _who(fresh) == _who(record):
+                fresh.count, fresh.first_seen = record.count, record.first_seen
+                record = fresh
+            else:
+                # The address went to another: what its former owner did stays that one's.
+                self._records[seen, epoch] = epoch, record
+                record = self._first(seen, now)
         record.count += 1
         record.last_seen = now
-        self._records[seen] = self._epoch, record
+        self._records[seen, _NOW] = self._epoch, record
+        return record
+
+    def _first(self, seen: Seen, now: float) -> FlowRecord:
+        record = self._judge(seen)
+        record.first_seen = now
+        if len(self._records) >= self._capacity:
+            del self._records[next(iter(self._records))]
+            self.forgotten += 1
         return record
 
     def _judge(self, seen: Seen) -> FlowRecord:
@@ -186,11 +198,12 @@ class FlowLog:
 def merge_records(logs: Iterable[Iterable[FlowRecord]]) -> list[FlowRecord]:
     """Of several nodes: the source's and the destination's node both saw a connection that went
     from one to the other, so counts are not added up."""
-    merged: dict[tuple[str, str, str, int, str], FlowRecord] = {}
+    merged: dict[tuple[object, ...], FlowRecord] = {}
     for record in (record for log in logs for record in log):
         key = (
             record.source.ip,
             record.destination.ip,
+            _who(record),
             record.protocol,
             record.port,
             record.verdict,
@@ -205,6 +218,11 @@ def merge_records(logs: Iterable[Iterable[FlowRecord]]) -> list[FlowRecord]:
             )
         merged[key] = record
     return sorted(merged.values(), key=lambda r: r.last_seen)
+
+
+def _who(record: FlowRecord) -> tuple[tuple[str, str], ...]:
+    """Not by labels: they may change."""
+    return tuple((end.kind, str(end)) for end in (record.source, record.destination))
 
 
 def _end(party: Party) -> End:

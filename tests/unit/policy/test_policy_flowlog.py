@@ -91,3 +91,20 @@ def test_the_other_end_has_its_say_without_being_here() -> None:
     log.know(Verdicts(WORLD, [ONLY_A]), None)
     record = log.add(_seen(OUT, B, passed=True), 1.0)
     assert (record.verdict, log.disagreed) == ("denied", 0)
+
+
+def test_an_address_that_goes_to_another_pod_takes_no_record_along() -> None:
+    """What a job did stays known as the job's when its address is somebody else's."""
+    log = _log()
+    log.add(_seen(A, B), 1.0)
+    later = PodView(Key("shop", "later"), {"app": "a"}, (ip_address(A),), "n")
+    world = make_world([later, WORLD.pods[Key("shop", "b")]])
+    log.know(Verdicts(world, [ONLY_A]), None)
+    record = log.add(_seen(A, B), 2.0)
+    assert (str(record.source), record.count, record.first_seen) == ("shop/later", 1, 2.0)
+    assert [(str(r.source), r.count) for r in log.records()] == [("shop/a", 1), ("shop/later", 1)]
+    assert [str(r.source) for r in merge_records([log.records()])] == ["shop/a", "shop/later"]
+    labelled = PodView(Key("shop", "later"), {"app": "c"}, (ip_address(A),), "n")
+    world = make_world([labelled, WORLD.pods[Key("shop", "b")]])
+    log.know(Verdicts(world, ()), None)
+    assert log.add(_seen(A, B), 3.0).count == 2, "with other labels it is the same pod"
