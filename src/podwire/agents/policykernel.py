@@ -71,6 +71,8 @@ class PolicyBackend(Handle):
             self.whole = False
             self._apply(plan)
             self.whole = True
+            if plan.outcomes:
+                self._forget_gone()
         return plan
 
     def mend(self) -> None:
@@ -95,6 +97,7 @@ class PolicyBackend(Handle):
             if generation == ours:
                 self._keep_all(version, generation)
             self._remove(version, *(each for each in nf.GENERATIONS if each != letter))
+        self._forget_gone()
         self.whole = True
 
     def _active(self, version: int) -> str | None:
@@ -182,6 +185,19 @@ class PolicyBackend(Handle):
         if packets:
             self._kept[outcome] += packets
             self._kept_bytes[outcome] += octets
+
+    def _forget_gone(self) -> None:
+        """What is kept names policies that are, or it would grow with all that ever were. Of the
+        denials of those that isolated, what is left is that they were."""
+        for outcome in list(self._kept):
+            named = {outcome.policy} if outcome.policy else {*outcome.isolating}
+            standing = {ref for ref in named if ref is not None and self._policies.enforces(ref)}
+            if standing == named:
+                continue
+            packets, octets = self._kept.pop(outcome), self._kept_bytes.pop(outcome)
+            if outcome.policy is None:
+                isolating = tuple(ref for ref in outcome.isolating if ref in standing)
+                self._keep(outcome._replace(isolating=isolating), packets, octets)
 
     def _keep_all(self, version: int, generation: str) -> None:
         """A generation goes that nobody is led to any more."""

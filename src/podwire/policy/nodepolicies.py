@@ -206,6 +206,10 @@ class NodePolicies:
     def outcomes(self) -> dict[Number, Outcome]:
         return self._table.outcomes()
 
+    def enforces(self, ref: PolicyRef) -> bool:
+        """Whether there is such a policy, and it is not staged."""
+        return ref in self._policies
+
     def subjects(self) -> Counter[PolicyRef]:
         """How many pods of this node each policy selects."""
         return Counter(

@@ -138,6 +138,28 @@ def test_what_others_break_is_told_and_mended(text: str):
         assert not backend.foreign()
 
 
+def test_what_was_counted_names_only_policies_that_are():
+    policies = _policies()
+    policies.set_policy(_policy())
+    policies.set_policy(_policy("q"))
+    with PolicyBackend(policies) as backend:
+        backend.commit()
+        isolated = next(o for o in policies.outcomes().values() if o.isolating)
+        accepted = next(o for o in policies.outcomes().values() if o.policy)
+        assert {ref.name for ref in isolated.isolating} == {"p", "q"}
+        assert accepted.policy == PolicyRef("NetworkPolicy", "x", "p")
+        backend._keep(isolated, 3, 300)
+        backend._keep(accepted, 5, 500)
+        policies.remove_policy(accepted.policy)
+        backend.commit()
+        counted = {o: c for o, c in backend.outcomes().items() if c.packets}
+        rest = isolated._replace(isolating=(PolicyRef("NetworkPolicy", "x", "q"),))
+        assert counted == {rest: (3, 300)}
+        policies.remove_policy(rest.isolating[0])
+        backend.commit()
+        assert backend.outcomes() == {rest._replace(isolating=()): (3, 300)}
+
+
 @pytest.mark.parametrize("text", ["flush ruleset", "delete table ip podwire-observe"])
 def test_what_is_observed_is_again_after_others_took_it_away(text: str):
     policies = _policies()
