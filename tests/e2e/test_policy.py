@@ -185,7 +185,9 @@ spec:
   tier: Admin
   priority: 7
   subject:
-    pods: {namespaceSelector: {matchLabels: {team: blue}}, podSelector: {matchLabels: {app: server}}}
+    pods:
+      namespaceSelector: {matchLabels: {team: blue}}
+      podSelector: {matchLabels: {app: server}}
   ingress:
   - {action: Accept, from: [{namespaces: {matchLabels: {team: blue}}}]}
   - {action: Deny, from: [{namespaces: {matchLabels: {team: red}}}]}

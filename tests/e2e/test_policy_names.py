@@ -47,6 +47,12 @@ spec:
   - action: Deny
     to: [{networks: [203.0.113.0/24]}]
 """
+OTHER = """
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: other}
+spec: {podSelector: {matchLabels: {app: nobody}}}
+"""
 CONNECT = """
 import socket, sys
 try:
@@ -114,9 +120,48 @@ def test_whoever_was_told_an_address_reaches_it(lab: Lab) -> None:
     assert max(took) < (0.9 if probe().nft_queue else 3.5), took
 
 
-def test_an_agent_that_was_killed_learns_anew(lab: Lab, tools: Any) -> None:
+HOLD = """
+import os, pathlib, socket, sys, time
+folder = pathlib.Path(sys.argv[1])
+sock = socket.create_connection(("www.example.com", 8000), 5)
+if os.fork():
+    os._exit(0)
+os.setsid()
+os.closerange(0, 3)
+until = time.monotonic() + 60
+while not (folder / "go").exists() and time.monotonic() < until:
+    time.sleep(0.05)
+sock.settimeout(10)
+try:
+    sock.sendall(b"GET / HTTP/1.0\\r\\n\\r\\n")
+    said = sock.recv(100).split()[1].decode()
+except OSError as error:
+    said = repr(error)
+(folder / "said.new").write_text(said)
+(folder / "said.new").rename(folder / "said")
+"""
+
+
+def _kill_agent(lab: Lab, tools: Any) -> None:
+    pid = tools.pids(lab)["agent-node-2"]
+    subprocess.run(["kill", "-9", str(pid)], check=True)
+
+
+def test_connections_outlive_an_agent_that_was_killed(lab: Lab, tools: Any, tmp_path: Path) -> None:
+    """What it had learned is known to the next one, which cuts what is denied."""
+    tools.inside(lab, "client", "python3", "-c", HOLD, str(tmp_path))
+    _kill_agent(lab, tools)
+    lab.wait_ready(30)
+    # Another policy has it look for connections that are denied now.
+    lab.apply_text(OTHER)
+    lab.wait_policies()
+    assert not _connects(lab, "client", "203.0.113.10", 8001)
+    (tmp_path / "go").touch()
+    tools.wait((tmp_path / "said").exists)
+    assert (tmp_path / "said").read_text() == "200"
+
+
+def test_an_agent_that_was_killed_knows_what_it_had_learned(lab: Lab, tools: Any) -> None:
     assert _connects(lab, "client", "www.example.com")
-    for name, pid in tools.pids(lab).items():
-        if name == "agent-node-2":
-            subprocess.run(["kill", "-9", str(pid)], check=True)
+    _kill_agent(lab, tools)
     tools.wait(lambda: _connects(lab, "client", "www.example.com"))

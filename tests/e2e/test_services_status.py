@@ -227,7 +227,7 @@ def test_refused_connections_are_counted(tools: Any, lab: Lab) -> None:
         ("default/client", "10.96.200.200:80", 1, "agrees", "no Service has this address"),
         ("node/node-2", "svc/default/web:http", 0, "agrees", "allowed"),
         ("outside", "node/node-2:30080", 0, "agrees", "allowed"),
-        ("outside", "svc/web", 1, "unreached", "never came to node"),
+        ("outside", "10.96.200.200:80", 1, "unreached", "never came to node"),
         ("default/client", "node/node-2:30080", 0, "agrees", "allowed"),
         ("default/web", "default/client:7", 1, "agrees", "no Service has a part"),
     ],
@@ -254,6 +254,11 @@ def test_why_of_what_is_not_there(tools: Any, lab: Lab) -> None:
     done = tools.podwire("why", "default/client", "svc/nope", "--lab", lab.name, check=False)
     assert done.returncode == 1
     assert "not found" in done.stderr
+
+
+def test_why_from_outside_says_what_to_ask_for(tools: Any, lab: Lab) -> None:
+    found = ask(tools, lab, "why", "outside", "svc/web", code=1)
+    assert "from outside ask for node/NAME:30080" in found["summary"]
 
 
 def test_the_adviser_reads_files(tools: Any, lab: Lab, tmp_path: Path) -> None:

@@ -65,7 +65,7 @@ async def run(
     leases = LeaseStore(config.node_dir / "ipam.db", config.boot_id)
     pods = KernelPodNetwork(network, leases, config.pins_dir)
     node = NodeNetworkAgent(api, config.node_name, network, pods)
-    policing = PolicyAgent(api, config.node_name, policies, node.nodes)
+    policing = PolicyAgent(api, config.node_name, policies, node.nodes, config.node_dir)
     kubelet = Kubelet(
         config,
         api,

@@ -15,11 +15,13 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Final
 
 from podwire.agents.config import PolicyConfig
 from podwire.agents.policyflows import FlowCutter, FlowNotes
 from podwire.agents.policykernel import PolicyBackend
+from podwire.agents.policynamefile import NameFile
 from podwire.agents.policyobserver import Observer
 from podwire.agents.policysources import PolicySources
 from podwire.agents.progressing import Watchers
@@ -46,10 +48,16 @@ class _Batch:
 
 
 class PolicyAgent:
-    """`synced` is set while everything known at the start is in force."""
+    """`synced` is set while everything known at the start is in force. `folder` keeps what the next
+    agent has to know: without it that learns domain names anew."""
 
     def __init__(
-        self, api: Api, node_name: str, config: PolicyConfig, nodes: Informer[Node]
+        self,
+        api: Api,
+        node_name: str,
+        config: PolicyConfig,
+        nodes: Informer[Node],
+        folder: Path | None = None,
     ) -> None:
         self.config = config
         guarded = (config.guarded,) if config.guarded else ()
@@ -64,6 +72,7 @@ class PolicyAgent:
             changed=self._changed,
             commit=self._commit_now,
             moved=self.watchers.moved,
+            names=NameFile(folder / "policy-names.jsonl") if folder else None,
         )
         self.cutter = FlowCutter(node_name, config.families, self.sources.standing_verdicts)
         self.notes = FlowNotes(node_name, self.sources)
@@ -149,6 +158,7 @@ class PolicyAgent:
 
     async def _open(self) -> None:
         """All of it in one go; what an earlier agent left is in force until then."""
+        self.sources.restore_names()
         while True:
             try:
                 self.kernel.commit()

@@ -12,9 +12,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Iterable
 from typing import Final
 
+from podwire.agents.policynamefile import NameFile
 from podwire.errors import KernelError
 from podwire.kernel.nflog import NfLog
 from podwire.kernel.nfqueue import NfQueue
@@ -32,12 +34,28 @@ class NameWatch:
     """`trusts` says whether an address (packed) is cluster DNS; `changed` is called when the
     addresses of a name did, and has them in force when it returns."""
 
-    def __init__(self, trusts: Callable[[bytes], bool], changed: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        trusts: Callable[[bytes], bool],
+        changed: Callable[[], None],
+        file: NameFile | None = None,
+    ) -> None:
         self._trusts = trusts
         self._changed = changed
+        self._file = file
         self._reader: NfLog | NfQueue | None = None
         self._timer: asyncio.TimerHandle | None = None
         self.table = NameTable()
+
+    def restore(self, patterns: Iterable[str]) -> None:
+        """What an agent before this one had learned; `changed` is not called."""
+        self.table.want(patterns)
+        if self._file is None:
+            return
+        now, clock = asyncio.get_running_loop().time(), time.time()
+        self.table.learn((row.answer(clock) for row in self._file.load()), now)
+        self.table.expire(now)
+        self._schedule()
 
     def want(self, patterns: Iterable[str], answers: Answers) -> None:
         """`KernelError` where packets cannot be read: then no name has an address."""
@@ -66,6 +84,9 @@ class NameWatch:
                 if packet.protocol == _UDP and self._trusts(packet.src):
                     answers = addresses_of(packet.transport[_UDP_HEADER:])
                     changed = self.table.learn(answers, now) or changed
+                    if self._file is not None:
+                        wanted = (a for a in answers if self.table.wanted(a.name))
+                        self._file.add(wanted, time.time())
             if changed:
                 self._changed()
             if isinstance(self._reader, NfQueue):

@@ -15,6 +15,7 @@ from functools import partial
 from ipaddress import ip_address
 from typing import Any, Final, NamedTuple
 
+from podwire.agents.policynamefile import NameFile
 from podwire.agents.policynames import NameWatch
 from podwire.client import Api, Change, EventRecorder, Informer
 from podwire.errors import PolicyError
@@ -83,6 +84,7 @@ class PolicySources:
         changed: Callable[[], None],
         commit: Callable[[], None],
         moved: Callable[[], None],
+        names: NameFile | None = None,
     ) -> None:
         self._name = node_name
         self._nodes = nodes
@@ -103,7 +105,7 @@ class PolicySources:
         self._staged_namespaces: set[str] = set()
         self._own: dict[Key, str] = {}
         self._admitted: dict[Key, _Admitted] = {}
-        self.names = NameWatch(self._is_dns, self._names_changed)
+        self.names = NameWatch(self._is_dns, self._names_changed, names)
         self.standing: dict[PolicyRef, Standing] = {}
         self.progress: Progress[PolicyRef] = Progress()
         self.touched: set[PolicyRef] = set()
@@ -350,6 +352,11 @@ class PolicySources:
         self._state.set_names(self.names.table.names)
         self._changed()
         self._commit()
+
+    def restore_names(self) -> None:
+        """Those of an agent before this one, to be in force with everything else."""
+        self.names.restore(self.domain_names())
+        self._state.set_names(self.names.table.names)
 
     def domain_names(self) -> set[str]:
         """Those policies speak of."""

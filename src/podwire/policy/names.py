@@ -104,15 +104,15 @@ class NameTable:
     def want(self, patterns: Iterable[str]) -> bool:
         """The names that policies speak of; whether known ones fell away."""
         self._patterns = frozenset(patterns)
-        for key in [key for key in self._former if not self._wanted(key[0])]:
+        for key in [key for key in self._former if not self.wanted(key[0])]:
             del self._former[key]
-        return self._drop(name for name, _ in self._until if not self._wanted(name))
+        return self._drop(name for name, _ in self._until if not self.wanted(name))
 
     def learn(self, answers: Iterable[Answer], now: float) -> bool:
         """Whether an address is new."""
         changed = False
         for answer in answers:
-            if not self._wanted(answer.name):
+            if not self.wanted(answer.name):
                 continue
             for address in answer.addresses:
                 key = answer.name, address
@@ -135,7 +135,8 @@ class NameTable:
             del self._former[next(iter(self._former))]
         return bool(ended)
 
-    def _wanted(self, name: str) -> bool:
+    def wanted(self, name: str) -> bool:
+        """Whether a policy speaks of it."""
         return any(matches_domain(pattern, name) for pattern in self._patterns)
 
     def _drop(self, names: Iterable[str]) -> bool:
