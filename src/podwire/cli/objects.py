@@ -160,9 +160,11 @@ def logs(
 
 @click.command()
 @lab_option
-def events(lab: str | None) -> NoReturn:
+@click.option("-o", "--output", type=click.Choice(("wide", "json", "yaml")), help="As kubectl's.")
+def events(lab: str | None, output: str | None) -> NoReturn:
     """List the lab's Events, oldest first."""
-    _exec_kubectl(_running(lab).paths, "get", "events", "-A", "--sort-by=.lastTimestamp")
+    form = ("-o", output) if output else ()
+    _exec_kubectl(_running(lab).paths, "get", "events", "-A", "--sort-by=.lastTimestamp", *form)
 
 
 @click.command()

@@ -304,6 +304,19 @@ def _node(
     return _address(world, text, address, port, protocol)
 
 
+_FORMS: Final = "ask for svc/NS/NAME, NS/POD, NS/WORKLOAD, node/NAME or an address, with :PORT"
+
+
+def _pod_of(world: World, workload: Key) -> Pod | None:
+    """Its first one."""
+    endpoints, _ = list_endpoints(world.snapshot)
+    try:
+        first = select(endpoints, [str(workload)])[0]
+    except UsageError:
+        return None
+    return next((p for p in world.snapshot.pods if str(p.key) == first.key), None)
+
+
 def _pod(
     world: World,
     source: Endpoint,
@@ -314,11 +327,12 @@ def _pod(
 ) -> Destination:
     namespace, _, name = where.rpartition("/")
     key = Key(namespace or source.namespace or "default", name)
-    pod = next((p for p in world.snapshot.pods if p.key == key), None)
+    pod = next((p for p in world.snapshot.pods if p.key == key), None) or _pod_of(world, key)
     if pod is None:
         service = world.service(key)
-        hint = f"; the Service is svc/{key}" if service else ""
-        raise NotFoundError(f'pods "{name}" not found in namespace {key.namespace}{hint}')
+        hint = f"the Service is svc/{key}" if service else _FORMS
+        raise NotFoundError(f'pods "{name}" not found in namespace {key.namespace}; {hint}')
+    key = pod.key
     versions = _versions(source)
     address = next((e.ip for e in pod.status.pod_ips if ip_address(e.ip).version in versions), None)
     if address is None:

@@ -199,6 +199,17 @@ def test_outside_comes_in_at_the_node_it_names() -> None:
     assert "a node port of service ns1/web on node node-2" in text_of(found, "name")
 
 
+def test_a_workload_is_its_first_pod() -> None:
+    owned = {"ownerReferences": [{"kind": "StatefulSet", "name": "web", "controller": True}]}
+    raw = msgspec.to_builtins(WEB1)
+    raw["metadata"] |= owned
+    web = msgspec.convert(raw, Pod)
+    found = ask(world(WEB, E1, pods=(CLIENT, web)), to="ns1/web:8080")
+    assert "the address of pod ns1/web-1" in text_of(found, "name")
+    with pytest.raises(NotFoundError, match="ask for svc/NS/NAME, NS/POD"):
+        ask(world(WEB, E1), to="ns1/nosuch:80")
+
+
 def test_outside_uses_what_is_for_the_outside() -> None:
     balanced = make_service(
         selector={"app": "web"},
