@@ -9,10 +9,10 @@ Defaults, limits and texts are those of each CoreDNS plugin's setup.go.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
-from podwire.dns.caddyfile import RawBlock, parse_blocks
+from podwire.dns.caddyfile import Line, RawBlock, parse_blocks
 from podwire.dns.config import ORDER, Block, Corefile
 from podwire.dns.directives import MANY, ONCE
 from podwire.dns.directives.words import Site
@@ -76,11 +76,13 @@ def parse_corefile(
     files: Mapping[str, str] | None = None,
     environment: Mapping[str, str] | None = None,
 ) -> Corefile:
-    """The configuration; raises `CorefileError` with the place of the first fault.
+    """The configuration; raises `CorefileError` with the place of the first fault, and every
+    directive that is not supported.
 
     `files` by path are what `import` may name; `environment` is for `{$NAME}`.
     """
     raw = parse_blocks(text, file=file, files=files, environment=environment)
+    _refuse_unsupported(line for entry in raw for line in entry.lines)
     blocks: list[Block] = []
     seen: dict[tuple[str, int, tuple[str, ...]], str] = {}
     for entry in raw:
@@ -118,11 +120,19 @@ def _block(raw: RawBlock, zones: tuple[str, ...], port: int) -> Block:
             if name in fields:
                 raise line.error(f"plugin '{name}' can only be used once per Server Block")
             fields[name] = ONCE[name](line, site)
-        elif name in MANY:
-            fields[name] = (*fields.get(name, ()), *MANY[name](line, site))
         else:
-            raise line.error(_unsupported(name))
+            fields[name] = (*fields.get(name, ()), *MANY[name](line, site))
     return Block(zones=zones, port=port, **fields)
+
+
+def _refuse_unsupported(lines: Iterable[Line]) -> None:
+    """All at once: whoever brings a Corefile along wants to know what else it needs."""
+    unknown = [line for line in lines if line.name not in ONCE and line.name not in MANY]
+    if not unknown:
+        return
+    first, *others = unknown
+    more = (f"; line {other.words[0].line}: {_unsupported(other.name)}" for other in others)
+    raise first.error(_unsupported(first.name) + "".join(more))
 
 
 def _unsupported(name: str) -> str:

@@ -311,6 +311,16 @@ def test_faults_of_syntax(text: str, words: str) -> None:
     assert words in str(caught.value)
 
 
+def test_everything_that_is_not_supported_is_told_at_once() -> None:
+    text = ". {\n errors\n route53 a:b\n}\na {\n template ANY ANY\n nosuch\n}\n"
+    with pytest.raises(CorefileError) as caught:
+        parse_corefile(text)
+    first, second, third = str(caught.value).split("; line ")
+    assert first.startswith("Corefile:3:2: plugin 'route53' is not supported")
+    assert second.startswith("6: plugin 'template' is not supported")
+    assert third.startswith("7: Unknown directive 'nosuch'")
+
+
 @pytest.mark.parametrize(
     ("text", "zones"),
     [
