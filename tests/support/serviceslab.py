@@ -226,7 +226,13 @@ class Case:
         """Return when one new connection ends like that."""
         verdicts = (wanted,) if isinstance(wanted, str) else wanted
         how = {"timeout_s": 0.2 if "dropped" in verdicts else 1.0} | how
-        self.tools.wait(lambda: self.ask(source, address, port, **how)[0].verdict in verdicts)
+
+        def ends() -> bool:
+            found = self.ask(source, address, port, **how)[0]
+            assert found.verdict in verdicts, f"{source} -> {address} {port}: {found}"
+            return True
+
+        self.tools.wait(ends)
 
     def port_closed(self, source: str, address: str, port: int, **how: Any) -> None:
         """Return when a port that a live cluster IP does not have is not answered any more.
