@@ -288,7 +288,13 @@ def _chains(words: nf.Words) -> dict[str, list[str]]:
     own = "fib saddr type local"
     accept = ["meta priority set 0", "accept"]
     return {
-        REFUSE: ['counter name "refused"', "meta l4proto tcp reject with tcp reset", "reject"],
+        # What refuses the node's own packets goes to their source, which is the cluster IP, too.
+        REFUSE: [
+            "tcp flags & rst == rst accept",
+            'counter name "refused"',
+            "meta l4proto tcp reject with tcp reset",
+            "reject",
+        ],
         NOBODY: ['counter name "no-local-endpoints" drop'],
         # The node's own packets have the cluster IP as their source, since it is an address of the
         # node: nobody else could answer them.
@@ -337,8 +343,8 @@ def _chains(words: nf.Words) -> dict[str, list[str]]:
         ],
         "leaving": [
             (
-                f"ct state {{ invalid, untracked }} {daddr} @{SERVICE_CIDRS} "
-                'counter name "invalid" drop'
+                "meta l4proto { tcp, udp, sctp } ct state { invalid, untracked } "
+                f'{daddr} @{SERVICE_CIDRS} counter name "invalid" drop'
             ),
         ],
     }
