@@ -29,6 +29,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent))
 
 from lib import paired, percentile, print_result
+from nodeagent import NODE
 from podpair import CLIENT, PORT, SERVER, Sink, World, build, connect_us
 from podwire.agents.policykernel import PolicyBackend
 from podwire.kernel import libc, userns
@@ -38,7 +39,7 @@ from podwire.policy.model import PodsPeer, Policy
 from podwire.policy.nodepolicies import NodePolicies
 from podwire.policy.world import PodView
 from policy_layout import TABLE, Layout
-from policy_sizes import APPS, NODE, big_policies, big_world, one_more, stacked
+from policy_sizes import APPS, big_policies, big_world, one_more, stacked
 
 _PODS, _POLICIES, _NAMESPACES = 10_000, 1_000, 100
 _COUNTS = (1, 10, 100, 1000)

@@ -8,13 +8,13 @@ from typing import Any
 
 import msgspec
 
+from nodeagent import NODE, NODE_ADDRESS
 from podwire.objects.meta import Key
 from podwire.objects.policy import NetworkPolicy, PeerPod
 from podwire.policy.model import Policy
 from podwire.policy.parse import parse_network_policy
 from podwire.policy.world import NAME_LABEL, NodeView, PodView, World, make_world, view_pod
 
-NODE, NODE_ADDRESS = "node-0", "172.30.0.2"
 APPS = 10
 LOCAL = 110
 _NODES = 90

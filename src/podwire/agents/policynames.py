@@ -11,6 +11,7 @@ into a datagram is asked again that way, and the addresses of the truncated answ
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Callable, Iterable
@@ -115,5 +116,10 @@ class NameWatch:
             self._timer = None
         if self._reader is not None:
             asyncio.get_running_loop().remove_reader(self._reader.fileno())
+            if isinstance(self._reader, NfQueue):
+                # What waits when its reader goes is lost.
+                with contextlib.suppress(KernelError):
+                    self._reader.read()
+                    self._reader.release()
             self._reader.close()
             self._reader = None

@@ -190,18 +190,16 @@ def _declarations(words: Words) -> list[tuple[str, str, str]]:
 
 def _chains(words: Words, pod_interfaces: Sequence[str]) -> dict[str, list[str]]:
     """Name to rules, those that are led to first."""
+    return {**_look_ups(words), "forward": _forward(words, pod_interfaces)}
+
+
+def _look_ups(words: Words) -> dict[str, list[str]]:
+    """From an address to its group, and from a group and a port to an outcome."""
     put, row = "meta priority set", "meta priority"
     ref, name = words.ref, words.name
     port = f"{put} {row} . meta l4proto . th dport map"
     rest = f"goto {name('outcome')}"
-    opens_nothing = (
-        "tcp flags & (fin | syn | rst | ack) != syn",
-        # The first chunk is no INIT, which goes alone (RFC 9260 section 3.3.2).
-        f"meta l4proto sctp @th,96,8 != {SCTP_INIT}",
-    )
     drop = 'counter name "{}" drop'
-    # Nobody's policy: neighbour discovery of pods on a bridge. A router does not pass it on.
-    neighbours = ["icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert } accept"]
     return {
         "outcome": [f"{row} vmap {ref(OUTCOMES)}", drop.format(name(INCOMPLETE))],
         "port": [
@@ -227,30 +225,43 @@ def _chains(words: Words, pod_interfaces: Sequence[str]) -> dict[str, list[str]]
             f"{put} {words.daddr} map {ref(NETWORKS)} return",
             f"{put} 0",
         ],
-        "forward": [
-            "ct state established,related accept",
-            *(neighbours if words.version == 6 else []),
-            *(
-                f'iifname "{interface}" {words.saddr} != {ref(LOCAL)} '
-                + drop.format(name(UNKNOWN_SOURCE))
-                for interface in pod_interfaces
-            ),
-            # What is left of a connection whose entry was deleted is new to conntrack, and its
-            # other direction may be allowed.
-            *(
-                f"{matches} {end} {ref(SELECTED)} {drop.format(name(MID_STREAM))}"
-                for matches in opens_nothing
-                for end in (words.saddr, words.daddr)
-            ),
-            f"{put} 0",
-            f"{words.saddr} vmap {ref(EGRESS)}",
-            f"{row} != 0 jump {name('row')}",
-            f"{put} 0",
-            f"{words.daddr} vmap {ref(INGRESS)}",
-            f"{row} != 0 jump {name('row')}",
-            f"{put} 0",
-        ],
     }
+
+
+def _forward(words: Words, pod_interfaces: Sequence[str]) -> list[str]:
+    put, row = "meta priority set", "meta priority"
+    ref, name = words.ref, words.name
+    opens_nothing = (
+        "tcp flags & (fin | syn | rst | ack) != syn",
+        # The first chunk is no INIT, which goes alone (RFC 9260 section 3.3.2).
+        f"meta l4proto sctp @th,96,8 != {SCTP_INIT}",
+    )
+    drop = 'counter name "{}" drop'
+    # Nobody's policy: neighbour discovery of pods on a bridge. A router does not pass it on.
+    neighbours = ["icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert } accept"]
+    return [
+        "ct state established,related accept",
+        *(neighbours if words.version == 6 else []),
+        *(
+            f'iifname "{interface}" {words.saddr} != {ref(LOCAL)} '
+            + drop.format(name(UNKNOWN_SOURCE))
+            for interface in pod_interfaces
+        ),
+        # What is left of a connection whose entry was deleted is new to conntrack, and its
+        # other direction may be allowed.
+        *(
+            f"{matches} {end} {ref(SELECTED)} {drop.format(name(MID_STREAM))}"
+            for matches in opens_nothing
+            for end in (words.saddr, words.daddr)
+        ),
+        f"{put} 0",
+        f"{words.saddr} vmap {ref(EGRESS)}",
+        f"{row} != 0 jump {name('row')}",
+        f"{put} 0",
+        f"{words.daddr} vmap {ref(INGRESS)}",
+        f"{row} != 0 jump {name('row')}",
+        f"{put} 0",
+    ]
 
 
 def render_class(words: Words, number: Number, direction: Direction) -> list[str]:

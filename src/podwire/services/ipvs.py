@@ -220,6 +220,7 @@ def split_line(line: str) -> tuple[str, Name, str]:
 
 # --- verdicts -----------------------------------------------------------------------------------
 
+_OWN: Final = "fib saddr type local"
 SERVED, EXTERNAL, REFUSE, NOBODY = "served", "external", "refuse", "nobody"
 LOCAL: Final = {outer: f"local-{outer}" for outer in (SERVED, REFUSE, NOBODY)}
 VERDICT_NUMBERS: Final = {
@@ -281,11 +282,13 @@ def _declarations(words: nf.Words, table: str) -> list[str]:
 
 def _chains(words: nf.Words) -> dict[str, list[str]]:
     """Name to rules, those that are jumped to first."""
+    return {**_verdicts(words), **_hooked(words)}
+
+
+def _verdicts(words: nf.Words) -> dict[str, list[str]]:
+    """What becomes of a first packet."""
     saddr, daddr, key = words.saddr, words.daddr, words.key
     mark = f"0x{_MASQUERADE:08x}"
-    unmark = f"meta mark set meta mark & 0x{0xFFFFFFFF ^ _MASQUERADE:08x}"
-    ours = f"0x{hooks.IPVS_MARK_BASE:08x}"
-    own = "fib saddr type local"
     accept = ["meta priority set 0", "accept"]
     return {
         # What refuses the node's own packets goes to their source, which is the cluster IP, too.
@@ -298,7 +301,7 @@ def _chains(words: nf.Words) -> dict[str, list[str]]:
         NOBODY: ['counter name "no-local-endpoints" drop'],
         # The node's own packets have the cluster IP as their source, since it is an address of the
         # node: nobody else could answer them.
-        SERVED: [f"{own} meta mark set meta mark | {mark}", *accept],
+        SERVED: [f"{_OWN} meta mark set meta mark | {mark}", *accept],
         EXTERNAL: [f"meta mark set meta mark | {mark}", *accept],
         # Clients in the cluster are not subject to externalTrafficPolicy.
         "inside": [
@@ -307,7 +310,7 @@ def _chains(words: nf.Words) -> dict[str, list[str]]:
             f"goto {REFUSE}",
         ],
         **{
-            chain: [f"{saddr} @{CLUSTER_CIDRS} goto inside", f"{own} goto inside", f"goto {outer}"]
+            chain: [f"{saddr} @{CLUSTER_CIDRS} goto inside", f"{_OWN} goto inside", f"goto {outer}"]
             for outer, chain in LOCAL.items()
         },
         "dispatch": [
@@ -321,9 +324,19 @@ def _chains(words: nf.Words) -> dict[str, list[str]]:
             f"meta l4proto {{ tcp, udp, sctp }} {daddr} @{ADDRESSES} goto {REFUSE}",
             f'{daddr} @{SERVICE_CIDRS} counter name "unallocated" drop',
         ],
+    }
+
+
+def _hooked(words: nf.Words) -> dict[str, list[str]]:
+    """The chains of hooks, and what they jump to behind IPVS."""
+    saddr, daddr = words.saddr, words.daddr
+    mark = f"0x{_MASQUERADE:08x}"
+    unmark = f"meta mark set meta mark & 0x{0xFFFFFFFF ^ _MASQUERADE:08x}"
+    ours = f"0x{hooks.IPVS_MARK_BASE:08x}"
+    return {
         "prerouting": ["jump dispatch"],
         "output": ["jump dispatch"],
-        "marked": ["meta mark set 0", f"{own} masquerade fully-random"],
+        "marked": ["meta mark set 0", f"{_OWN} masquerade fully-random"],
         # IPVS leaves no sign in `ct status`; what it did not translate has none of these marks, and
         # does not leave the node with a Service's address.
         "postrouting": [

@@ -346,6 +346,7 @@ def test_session_affinity_timeout(t: Case, kind: str) -> None:
     t.tools.wait(lambda: kept(t, source, address, port))
     # A client that asks all the time is never forgotten; one that was silent so long is.
     seen: set[str] = set()
+    first = set(t.peers(source, address, port, times=1))
     asked = time.monotonic()
 
     def another() -> bool:
@@ -354,7 +355,7 @@ def test_session_affinity_timeout(t: Case, kind: str) -> None:
             seen.update(t.peers(source, address, port, times=1))
             asked = time.monotonic()
         # IPVS forgets a client after its connections only, two minutes after the last has closed.
-        return bool(seen) if t.lab.spec.service_proxy == "ipvs" else len(seen) > 1
+        return seen == first if t.lab.spec.service_proxy == "ipvs" else len(seen) > 1
 
     t.tools.wait(another)
 
