@@ -12,6 +12,7 @@ import click
 
 from podwire.cli.lab import parse_duration
 from podwire.cli.output import lab_option, output_option, print_structured, progress
+from podwire.cli.running import running_lab
 from podwire.errors import LabError, UsageError
 from podwire.lab import Lab, LabPod, launch
 from podwire.lab.paths import LabPaths
@@ -25,12 +26,6 @@ _files_option = click.option(
 )
 
 
-def _running(lab: str | None) -> Lab:
-    name = launch.choose(lab)
-    launch.require_running(name)
-    return Lab(name)
-
-
 @click.command()
 @_files_option
 @_namespace_option
@@ -39,7 +34,7 @@ def _running(lab: str | None) -> Lab:
 @output_option
 def apply(files: tuple[str, ...], namespace: str, lab: str | None, wait: str, output: str) -> None:
     """Create or update the objects of manifests."""
-    target = _running(lab)
+    target = running_lab(lab)
     applied = target.apply(*files, namespace=namespace, wait_s=None)
     if not print_structured([str(a) for a in applied], output):
         for each in applied:
@@ -55,7 +50,7 @@ def apply(files: tuple[str, ...], namespace: str, lab: str | None, wait: str, ou
 @lab_option
 def delete(files: tuple[str, ...], namespace: str, lab: str | None) -> None:
     """Delete the objects of manifests."""
-    for each in _running(lab).delete(*files, namespace=namespace):
+    for each in running_lab(lab).delete(*files, namespace=namespace):
         click.echo(str(each))
 
 
@@ -67,7 +62,7 @@ def delete(files: tuple[str, ...], namespace: str, lab: str | None) -> None:
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def kubectl(arguments: tuple[str, ...], lab: str | None) -> NoReturn:
     """Run the real kubectl against the lab; `--lab NAME` comes first."""
-    _exec_kubectl(_running(lab).paths, *arguments)
+    _exec_kubectl(running_lab(lab).paths, *arguments)
 
 
 def _exec_kubectl(paths: LabPaths, *arguments: str) -> NoReturn:
@@ -95,7 +90,7 @@ def exec_(
     lab: str | None,
 ) -> None:
     """Run COMMAND in a pod ([NAMESPACE/]NAME), in a node, or in `outside`."""
-    running = _running(lab)
+    running = running_lab(lab)
     if target == OUTSIDE or running.spec.node(target) is not None:
         _exec_in_host(running, target, command)
     scope, _, name = target.rpartition("/")
@@ -141,7 +136,7 @@ def logs(
     target: str, container: str, namespace: str, follow: bool, tail: int, lab: str | None
 ) -> None:
     """Print the logs of a pod ([NAMESPACE/]NAME)."""
-    running = _running(lab)
+    running = running_lab(lab)
     scope, _, name = target.rpartition("/")
     pod = running.pod(name, scope or namespace)
     arguments = ["logs", "-n", pod.namespace, pod.name]
@@ -164,14 +159,14 @@ def logs(
 def events(lab: str | None, output: str | None) -> NoReturn:
     """List the lab's Events, oldest first."""
     form = ("-o", output) if output else ()
-    _exec_kubectl(_running(lab).paths, "get", "events", "-A", "--sort-by=.lastTimestamp", *form)
+    _exec_kubectl(running_lab(lab).paths, "get", "events", "-A", "--sort-by=.lastTimestamp", *form)
 
 
 @click.command()
 @lab_option
 def shell(lab: str | None) -> NoReturn:
     """Start a shell in which kubectl and podwire mean this lab."""
-    running = _running(lab)
+    running = running_lab(lab)
     os.environ["KUBECONFIG"] = str(running.paths.kubeconfig)
     os.environ["PODWIRE_LAB"] = running.name
     program = os.environ.get("SHELL", "/bin/sh")

@@ -16,12 +16,11 @@ _COLUMNS = ("Last-Seen", "Source", "Destination", "Port", "Verdict", "Count", "W
 
 def live_flows(lab: str | None) -> tuple[FlowLogDocument, str]:
     """What the nodes of a running lab have noted, and the lab's name."""
+    from podwire.cli.running import running_lab
     from podwire.explain.liveflows import read_flows
-    from podwire.lab import Lab, launch
 
-    name = launch.choose(lab)
-    launch.require_running(name)
-    return Lab(name).call(read_flows), name
+    running = running_lab(lab)
+    return running.call(read_flows), running.name
 
 
 @click.command()
@@ -98,10 +97,8 @@ def observe(switch: str, lab: str | None) -> None:
     It costs a node some 20 us of processor time for each new connection. While policies are staged
     it is on by itself.
     """
+    from podwire.cli.running import running_lab
     from podwire.explain import liveflows
-    from podwire.lab import Lab, launch
 
-    name = launch.choose(lab)
-    launch.require_running(name)
-    nodes = Lab(name).call(lambda api: liveflows.observe(api, switch == "on"))
+    nodes = running_lab(lab).call(lambda api: liveflows.observe(api, switch == "on"))
     click.echo(f"{len(nodes)} nodes: connections that pass are noted: {switch}")

@@ -61,12 +61,10 @@ def stage(files: tuple[str, ...], namespace: str, dry_run: bool, lab: str | None
 
 def _apply(documents: Sequence[Document], namespace: str, lab: str | None) -> None:
     # Printing manifests works where labs do not.
+    from podwire.cli.running import running_lab
     from podwire.explain.promoting import refuse_enforced
-    from podwire.lab import Lab, launch
 
-    name = launch.choose(lab)
-    launch.require_running(name)
-    target = Lab(name)
+    target = running_lab(lab)
     target.call(lambda api: refuse_enforced(api, documents, namespace))
     for each in target.apply_documents(documents, namespace=namespace, wait_s=None):
         click.echo(f"{each} (staged)")
@@ -87,15 +85,14 @@ def promote(
     """
     if everything == bool(names or namespaces):
         raise UsageError("policy promote: want [NS/]NAME..., -n NAMESPACE or --all")
+    from podwire.cli.running import running_lab
     from podwire.explain import promoting
-    from podwire.lab import Lab, launch
 
-    name = launch.choose(lab)
-    launch.require_running(name)
+    target = running_lab(lab)
     if everything:
-        done = Lab(name).call(promoting.promote_all)
+        done = target.call(promoting.promote_all)
     else:
-        done = Lab(name).call(lambda api: promoting.promote(api, names, namespaces))
+        done = target.call(lambda api: promoting.promote(api, names, namespaces))
     click.echo("\n".join(done) or "nothing is staged")
 
 

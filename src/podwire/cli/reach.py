@@ -71,16 +71,15 @@ def reach(
         _from_files(files, choices, asked, output)
         return
     # Computing from manifests works where labs do not.
-    from podwire.lab import Lab, launch
+    from podwire.cli.running import running_lab
 
-    name = launch.choose(lab)
-    launch.require_running(name)
+    target = running_lab(lab)
     if live:
         with progress("probing") as say:
-            found = Lab(name).reach(asked)
+            found = target.reach(asked)
             say(f"{len(found.answers)} answers")
     else:
-        found, warnings = Lab(name).reach_static(asked, choices.semantics, choices.version)
+        found, warnings = target.reach_static(asked, choices.semantics, choices.version)
         warn(warnings)
     click.echo(render(found, output), nl=False)
 

@@ -98,12 +98,10 @@ def read_source(files: Sequence[str], lab: str | None, choices: Choices) -> Stat
     if files:
         return read_files(files, choices)
     # Computing from manifests works where labs do not.
+    from podwire.cli.running import running_lab
     from podwire.explain.staticlive import read_static
-    from podwire.lab import Lab, launch
 
-    name = launch.choose(lab)
-    launch.require_running(name)
-    _, static = Lab(name).call(read_static)
+    _, static = running_lab(lab).call(read_static)
     warn(static.warnings)
     return static
 
